@@ -1,0 +1,178 @@
+/* passes/passes.h: from the expanded module to a placed and scheduled one.  Index of the folder.
+ *
+ *   pipeline.c   the list of passes, with a reason after each; runs, verifies, dumps, times
+ *   simplify.c   folding and dead code that change no bit
+ *   factorize.c  a weight with one use, in a dot -> the plan's block in its place
+ *   autodiff.c   reverse mode; `gradient += …`
+ *   update.c     slab order; the function `update`: norm, clip, optimizers, zeroed gradients;
+ *                the function `eval`: the loss alone; the function `init`: static tables
+ *   layout.c     memory order of every value and state; product shapes; copies where needed
+ *   views.c      how a value is read: through renames, splits, merges, picks to stored memory
+ *   fuse.c       groups: which nodes run as one kernel
+ *   schedule.c   order of execution that lowers the peak
+ *   memory.c     offsets in one arena; in place where legal; the memory table
+ *
+ * A pass is one file and one function, opens with what it needs, gives and reads from the plan and
+ * one example, and rewrites the module in place.
+ */
+#ifndef COLAC_PASSES_H
+#define COLAC_PASSES_H
+
+#include "frontend/frontend.h"
+#include "ir/ir.h"
+
+/* ---- pipeline.c ---------------------------------------------------------------------------- */
+typedef struct PassContext {
+    Module *module;
+    Compilation *compilation;  /* NULL for passes run on IR text that need none */
+    Diagnostics *diagnostics;
+    bool no_fuse, no_reuse;    /* --no-fuse: one group a node; --no-reuse: no memory is shared */
+    bool for_training;         /* build gradients and update (else `eval` alone) */
+} PassContext;
+
+typedef struct Pass {
+    const char *name;
+    bool (*run)(PassContext *context); /* false after reporting */
+    Stage gives;
+    bool needs_compilation;
+    const char *reason;                /* why it stands where it stands */
+} Pass;
+extern const Pass pass_list[];
+extern const int pass_count;
+
+typedef struct PassReport { /* one a pass that ran */
+    const char *name;
+    double seconds;
+    int64_t nodes;
+} PassReport;
+/* Runs the list up to and including `last` (NULL: all).  Verifies after every pass in debug builds
+ * and when COLAC_VERIFY is set; a violation prints the module to a file and is an internal error
+ * that names the pass.  Appends to reports when not NULL. */
+typedef struct PassReports {
+    PassReport *data;
+    int64_t count, capacity;
+} PassReports;
+bool run_passes(PassContext *context, const char *last, PassReports *reports);
+/* Runs the named passes, comma-separated, in the order given (`colac opt`). */
+bool run_named_passes(PassContext *context, const char *names, Stage *stage);
+
+bool pass_simplify(PassContext *context);
+bool pass_factorize(PassContext *context);
+bool pass_autodiff(PassContext *context);
+bool pass_update(PassContext *context);
+bool pass_layout(PassContext *context);
+bool pass_fuse(PassContext *context);
+bool pass_schedule(PassContext *context);
+bool pass_memory(PassContext *context);
+
+/* ---- autodiff.c ----------------------------------------------------------------------------
+ * Adds to `micro` the adjoints of every weight with seed 1 on E (the value of the write
+ * `loss_sum +=`), as writes `gradient W += contribution`, one a contribution, in topological order
+ * of the contributions; adds a gradient state for every weight.  The gradient is of ΣE: `update`
+ * divides by ΣW.  Adjoints have scope and ordinal of their primal, and name NULL. */
+
+/* ---- update.c ------------------------------------------------------------------------------
+ * States in slab order: by optimizer group, then as declared; offsets multiples of 16 elements,
+ * the same for a weight, its gradient and its moments.
+ * update(step, lr, lr_1, …): step counts from 1; lr_g is the rate of optimizer group g.
+ *   scale = 1 / weight_sum; norm = sqrt(Σ over groups of Σ g²) * scale (metric `grad_norm`);
+ *   clip: factor = min(1, c / (norm + 1e-6)); g' = g * (scale * factor); optimizer; gradient = 0.
+ *   Metrics: `loss` = loss_sum / weight_sum, then loss_sum = weight_sum = 0; observes likewise
+ *   (their sums over micro-batches divided by the number of micro-batches: scalar `micro_batches`).
+ * eval(step, seed, sample0): the forward part of micro, `loss_sum +=`, `weight_sum +=`.
+ * init(): values that depend on constants and indices alone and hold a transcendental op become
+ *   tables (role table, evaluated once in double by the interpreter, rounded once); micro and eval
+ *   read the state instead. */
+
+/* ---- layout.c ------------------------------------------------------------------------------
+ * Orders, by rule:
+ *   inputs        as declared
+ *   states        outputs first, then inputs, each as declared; gradients, moments like the weight
+ *   dot           batch axes, the first operand's own axes, the second operand's own axes, each in
+ *                 their operand's order; then the sample axis first where all its axes come from
+ *                 one operand with it; then the axes that the value's first consumer (through maps
+ *                 and views) sums over move last, in that consumer's order
+ *   maps          like the first operand that has all axes; expands follow their use
+ *   adjoints      like their primal
+ * A product needs a unit stride in each operand; where none is had by swapping operands, a `copy`
+ * node is put in its way (counted in `check`). */
+
+/* A dot as the product library runs it: for every batch index, and every accumulate index in
+ * order, C[m,n] (+)= Σ_k A[m,k] B[k,n].  Strides in elements. */
+typedef struct ProductLoop {
+    int64_t extent, stride_a, stride_b, stride_c;
+} ProductLoop;
+typedef struct Product {
+    int64_t m, n, k;
+    int64_t a_m, a_k, b_k, b_n, c_m, c_n; /* strides; each operand has one that is 1 (or extent 1) */
+    int batch_count, accumulate_count;
+    ProductLoop batch[MAX_AXES], accumulate[MAX_AXES]; /* accumulate: stride_c is 0 */
+    bool swapped;                         /* A is the node's second input */
+    bool add;                             /* C += (beta 1) */
+} Product;
+
+/* ---- views.c ------------------------------------------------------------------------------- */
+/* How a value is found in memory: element (i…) of `node` is at base + Σ i_axis * stride, in
+ * elements, of the memory of `root` (a stored node, an input or a state read). */
+typedef struct View {
+    NodeId root;
+    int64_t base;
+    int count;
+    AxisId axes[MAX_AXES]; /* of the viewed node; an axis absent here is broadcast */
+    int64_t strides[MAX_AXES];
+} View;
+/* False when the value has no such form (it is computed inside a group, or is a merge whose parts
+ * are not neighbours in memory). */
+bool view_of(const Function *function, NodeId node, View *view);
+int64_t view_stride(const View *view, AxisId axis); /* 0 where absent */
+/* The product shape of a dot from the views of its operands and the given view of its result.
+ * False when an operand has no unit stride, in which case *blocking is 0, 1 or 2 (the result). */
+bool product_of(const Function *function, NodeId dot, const View *a, const View *b,
+                const View *result, Product *product, int *blocking);
+/* The view of a node's own memory in its order. */
+View own_view(const Function *function, NodeId node);
+/* The view of a state's memory (its order; flat: one axis). */
+View state_view(const Module *module, StateId state);
+
+/* ---- fuse.c --------------------------------------------------------------------------------
+ * A group is what becomes one kernel.  Rules that decide nothing about values (results are equal
+ * bit for bit with --no-fuse):
+ *   - a dot is a product group; a scatter_add is a scatter group, to which the maps that compute
+ *     its value belong when nothing else needs them;
+ *   - reductions over the fastest axes of their input: row groups; over outer axes: column groups.
+ *     Which of the two is decided by the layout alone, never by what is fused;
+ *   - maps join the group of their consumers or producers when rows (and inner) axes agree and no
+ *     path leaves the group and comes back; siblings over the same axes that read the same memory
+ *     join too (the optimizer: one pass over the slab);
+ *   - RMSNorm forward, softmax, SwiGLU, cross-entropy, AdamW over a slab: one group each;
+ *   - a map may be computed again in several groups where that is cheaper than storing it
+ *     (casts, comparisons, expands, masks: always; no node with a reduction or a dot below it
+ *     inside the group's recomputed part).  Such a node has group -1 and is not stored: every
+ *     group that reads it computes it from its stored roots.
+ * Node.placement.stored is set for values that are read by another group, or through memory.
+ * A write whose value is computed in a group is `direct` when that group can store straight into
+ * the state (no later group reads the old value): `add` then becomes the store's mode.
+ * `inner` of a row group: the reduced axes; of a column group: the reduced axes (rows: the kept). */
+
+/* ---- schedule.c, memory.c ------------------------------------------------------------------ */
+/* Bytes by class, of one training step. */
+typedef struct MemoryTable {
+    int64_t weights, gradients, optimizer, tables, kept_activations, workspace, arena, peak;
+    int64_t lower_bound; /* the largest sum of live bytes at one step */
+} MemoryTable;
+MemoryTable memory_table(const Module *module);
+
+/* Structure counts of a module after fuse, for `expect` lines of tests. */
+typedef struct StructureCounts {
+    int dots, kernels, copies, nodes;
+} StructureCounts;
+StructureCounts structure_counts(const Module *module, const char *function);
+
+/* FLOPs a token (design 9): products inside blocks with whole squares; head: products in the
+ * model's own scope; executed: all ops as run. */
+typedef struct FlopTable {
+    double forward, backward, recompute, head, executed;
+} FlopTable;
+FlopTable flop_table(const Module *module, int64_t tokens);
+
+#endif
