@@ -3,20 +3,20 @@
 
 /* `(INTEGER, TO)` becomes USES_INTEGER | USES_TO, and `()` becomes USES_ | USES_. */
 enum { USES_ = 0 };
-#define ATTRIBUTE_BITS(...) ATTRIBUTE_BITS_OF(__VA_ARGS__, , )
+#define ATTRIBUTE_BITS(...)                   ATTRIBUTE_BITS_OF(__VA_ARGS__, , )
 #define ATTRIBUTE_BITS_OF(first, second, ...) (USES_##first | USES_##second)
 
 const OpInfo op_info[OP_COUNT] = {
-#define OP(enumerator, op_name, op_arity, axes, dtype, uses, gradient_rule, op_flops, c_text,   \
-           description)                                                                          \
-    [enumerator] = {.name = op_name,                                                             \
-                    .arity = op_arity,                                                           \
-                    .axis_rule = AXES_##axes,                                                    \
-                    .dtype_rule = DTYPE_##dtype,                                                 \
-                    .attributes = ATTRIBUTE_BITS uses,                                           \
-                    .gradient = GRADIENT_##gradient_rule,                                        \
-                    .flops = op_flops,                                                           \
-                    .expression = c_text,                                                        \
+#define OP(enumerator, op_name, op_arity, axes, dtype, uses, gradient_rule, op_flops, c_text,  \
+           description)                                                                        \
+    [enumerator] = {.name = op_name,                                                           \
+                    .arity = op_arity,                                                         \
+                    .axis_rule = AXES_##axes,                                                  \
+                    .dtype_rule = DTYPE_##dtype,                                               \
+                    .attributes = ATTRIBUTE_BITS uses,                                         \
+                    .gradient = GRADIENT_##gradient_rule,                                      \
+                    .flops = op_flops,                                                         \
+                    .expression = c_text,                                                      \
                     .doc = description},
 #include "ir/ops.def"
 #undef OP
@@ -57,7 +57,8 @@ bool dtype_is_float(DataType dtype) {
     return dtype >= TYPE_BF16;
 }
 
-/* ---- the manual's table ------------------------------------------------------------------------ */
+/* ---- the manual's table
+ * ------------------------------------------------------------------------ */
 
 /* A cell of a Markdown table: a bar would end it. */
 static void print_cell(Text *out, const char *text) {
