@@ -85,7 +85,7 @@ bool pass_memory(PassContext *context);
  *   read the state instead. */
 
 /* ---- layout.c ------------------------------------------------------------------------------
- * Orders, by rule:
+ * Every node gets an order, views and leaves too (the order in which they run through memory).
  *   inputs        as declared
  *   states        outputs first, then inputs, each as declared; gradients, moments like the weight
  *   dot           batch axes, the first operand's own axes, the second operand's own axes, each in
@@ -93,9 +93,17 @@ bool pass_memory(PassContext *context);
  *                 one operand with it; then the axes that the value's first consumer (through maps
  *                 and views) sums over move last, in that consumer's order
  *   maps          like the first operand that has all axes; expands follow their use
+ *   stack         like its first part, the new axis where the merge above it wants it
  *   adjoints      like their primal
+ *   written       like the state, through renames, splits and merges
  * A product needs a unit stride in each operand; where none is had by swapping operands, a `copy`
- * node is put in its way (counted in `check`). */
+ * node is put in its way (counted in `check`).  After this pass also holds:
+ *   - the operands of a dot and the table of a gather are views of values that can be stored
+ *     (maps, dots, reductions, gathers, scatters, stacks), states or inputs;
+ *   - a write's value is a chain of renames, splits and merges (often none) over such a node, its
+ *     *source*, whose dense memory is exactly the state's; write_source gives it;
+ *   - a state with a plain write has no other write; a state with `+=` writes is not read. */
+NodeId write_source(const Function *function, NodeId value);
 
 /* A dot as the product library runs it: for every batch index, and every accumulate index in
  * order, C[m,n] (+)= Σ_k A[m,k] B[k,n].  Strides in elements. */
@@ -135,24 +143,48 @@ View own_view(const Function *function, NodeId node);
 View state_view(const Module *module, StateId state);
 
 /* ---- fuse.c --------------------------------------------------------------------------------
- * A group is what becomes one kernel.  Rules that decide nothing about values (results are equal
- * bit for bit with --no-fuse):
- *   - a dot is a product group; a scatter_add is a scatter group, to which the maps that compute
- *     its value belong when nothing else needs them;
- *   - reductions over the fastest axes of their input: row groups; over outer axes: column groups.
- *     Which of the two is decided by the layout alone, never by what is fused;
- *   - maps join the group of their consumers or producers when rows (and inner) axes agree and no
- *     path leaves the group and comes back; siblings over the same axes that read the same memory
- *     join too (the optimizer: one pass over the slab);
- *   - RMSNorm forward, softmax, SwiGLU, cross-entropy, AdamW over a slab: one group each;
- *   - a map may be computed again in several groups where that is cheaper than storing it
- *     (casts, comparisons, expands, masks: always; no node with a reduction or a dot below it
- *     inside the group's recomputed part).  Such a node has group -1 and is not stored: every
- *     group that reads it computes it from its stored roots.
- * Node.placement.stored is set for values that are read by another group, or through memory.
- * A write whose value is computed in a group is `direct` when that group can store straight into
- * the state (no later group reads the old value): `add` then becomes the store's mode.
- * `inner` of a row group: the reduced axes; of a column group: the reduced axes (rows: the kept). */
+ * A group is what becomes one kernel.  Fusion decides nothing about values: results are equal bit
+ * for bit with --no-fuse.  A node is one of
+ *   leaf         const, scalar, input, state, index, random: read or made in place; group -1
+ *   view         rename, split, merge, pick, and expand: index arithmetic; group -1
+ *   host scalar  on_host: f64 ones are kernel arguments, others are computed from those in place
+ *   computed     group >= 0; `stored`: has memory of its own in the arena
+ *   recomputed   a map with group -1, never stored: every group that reads it computes it again
+ * What a group does: it computes its *stores*, which are its members that are `stored` and the
+ * sources (write_source) of its direct writes, once for every index.  All else is evaluated on
+ * demand, at an index environment that gives each axis of a node as an affine expression of loop
+ * indices; so a member that is neither a store nor a reduction needs no attention of its own.
+ * Evaluating a node N for group g:
+ *   - N is a view: substitute in the environment.  A merge occurs only above memory (view_of holds);
+ *   - N has memory and N.group != g (or N is a state or an input): load through view_of;
+ *   - N.group == g or N is recomputed: from its inputs;
+ *   - a gather loads its table through view_of (the table is never computed in g) with the value
+ *     of its index in the place of axis from[0];
+ *   - a scatter_add that sums no axis (from_count 0) is a map: index(to) == index ? value : 0.
+ * Memory is only loaded that another group wrote (views of a stack are never read in the group
+ * that stores it).  In a loop body all loads come before the stores: a flat group may read, at the
+ * very index it writes, a state it writes or a value whose memory it takes over.
+ * What each kind holds (axes as sets; rows and inner are in loop order, slowest first):
+ *   flat     stores with axes `rows`; or stacks, whose *parts* have the axes `rows`: each part is
+ *            stored at its position of the stack's memory.  No reductions.
+ *   row      reductions with `from` = inner and result axes = rows; one may feed another; stores
+ *            with axes rows, or rows + inner (stacks: their parts).  Few rows with a long inner (a
+ *            norm over a slab: no rows at all) are this kind too.  At least one reduction.
+ *   column   reductions with `from` = inner and result axes = rows, none feeding another; stores
+ *            with axes rows.
+ *   scatter  one scatter_add with summed axes: rows = the result's axes, inner = the summed axes,
+ *            in the index's order; the one store is the scatter_add.
+ *   product  one dot; reads and stores through views alone (see product_of).
+ * Row or column is decided by the order of the reduction's input alone, never by what is fused:
+ * row when the reduced axes are its fastest (or all of them, or of extent 1).
+ * Maps are recomputed where that is cheaper than storing (casts, comparisons, masks: always); never
+ * one with a reduction, dot, gather or scatter in its recomputed part.
+ * A write is `direct` when the group of its source stores straight into the state's memory, adding
+ * when `add` (a product: beta 1).  Its source may be stored too, when others read it (not of
+ * products).  All `add` writes are direct; no group has two writes to one state.  A write that is
+ * not direct has a stored source, and is a copy at the end of the program, in the order of writes.
+ * RMSNorm forward, softmax, SwiGLU, cross-entropy, AdamW over a slab: one group each.
+ * With no_fuse every store is a group of its own, and every map is stored. */
 
 /* ---- schedule.c, memory.c ------------------------------------------------------------------ */
 /* Bytes by class, of one training step. */
