@@ -17,8 +17,14 @@ EMBEDDED = frontend/std.cola codegen/prelude.h
 EMBEDDED_OBJECTS = $(patsubst %,$(BUILD)/%.embed.o,$(wildcard $(EMBEDDED)))
 TESTS = $(patsubst tests/%.c,%,$(wildcard tests/test_*.c))
 
-.PHONY: all test clean
+.PHONY: all tests test demo format lint asan golden test-long bench docs clean
 all: $(BUILD)/colac
+
+# Missing Debian packages are installed (or the line to run is printed) before anything is built.
+$(BUILD)/.packages-%:
+	@mkdir -p $(@D)
+	@tools/packages $*
+	@touch $@
 
 $(BUILD)/colac: $(BUILD)/driver/main.o $(BUILD)/libcolac.a
 	$(CC) $(CFLAGS) $(LDFLAGS) -rdynamic -o $@ $^ $(LDLIBS)
@@ -26,11 +32,11 @@ $(BUILD)/colac: $(BUILD)/driver/main.o $(BUILD)/libcolac.a
 $(BUILD)/libcolac.a: $(OBJECTS) $(EMBEDDED_OBJECTS)
 	rm -f $@ && ar rcs $@ $^
 
-$(BUILD)/%.o: %.c
+$(BUILD)/%.o: %.c | $(BUILD)/.packages-build
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) -MMD -MP -c -o $@ $<
 
-$(BUILD)/frontend/parser.c: frontend/parser.y
+$(BUILD)/frontend/parser.c: frontend/parser.y | $(BUILD)/.packages-build
 	@mkdir -p $(@D)
 	bison -Werror -Wcounterexamples -d -o $@ $<
 
@@ -44,14 +50,51 @@ $(BUILD)/frontend/%.o: $(BUILD)/frontend/%.c
 $(patsubst %.c,$(BUILD)/%.o,$(wildcard frontend/*.c)): $(BUILD)/frontend/parser.c
 
 # A text becomes `const char embedded_NAME[]` with a NUL after it (NAME: the file's name, . as _).
-$(BUILD)/%.embed.o: %
+$(BUILD)/%.embed.o: % | $(BUILD)/.packages-build
 	@mkdir -p $(@D)
 	printf '.section .rodata\n.global embedded_%s\nembedded_%s:\n.incbin "%s"\n.byte 0\n.section .note.GNU-stack,"",@progbits\n' \
 	  $(subst .,_,$(notdir $<)) $(subst .,_,$(notdir $<)) $< | $(CC) -c -x assembler -o $@ -
 
-$(BUILD)/tests/%: tests/%.c $(BUILD)/libcolac.a
+$(BUILD)/tests/%: tests/%.c $(BUILD)/libcolac.a | $(BUILD)/.packages-test
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) -MMD -MP $(LDFLAGS) -rdynamic -o $@ $< $(BUILD)/libcolac.a -lcmocka $(LDLIBS)
+
+tests: $(BUILD)/colac $(TESTS:%=$(BUILD)/tests/%)
+test: tests
+	@tests/run $(BUILD)
+
+# More of the same: a hundred thousand mutated texts, larger graphs.
+test-long: tests
+	@COLAC_FUZZ=100000 TEST_TIMEOUT=7200 tests/run $(BUILD)
+
+# The whole suite under AddressSanitizer and UndefinedBehaviorSanitizer.
+asan:
+	@$(MAKE) BUILD=$(BUILD)-asan OPT="-O1 -g" \
+	  EXTRA="-fsanitize=address,undefined -fno-sanitize-recover=undefined" test
+
+# Rewrites the expectations of all golden tests; read the diff before committing it.
+golden: tests
+	@GOLDEN=write tests/run $(BUILD)
+	@git diff --stat -- tests/golden
+
+demo: $(BUILD)/colac | $(BUILD)/.packages-demo
+	@tools/demo $(BUILD)
+
+docs/ops.md: ir/ops.def ir/ops.c $(BUILD)/colac
+	$(BUILD)/colac help ops > $@
+docs: docs/ops.md
+
+C_FILES = $(wildcard $(FOLDERS:%=%/*.[ch]) tests/*.[ch] bench/*.c)
+format: | $(BUILD)/.packages-develop
+	clang-format -i $(C_FILES)
+
+lint: $(BUILD)/colac | $(BUILD)/.packages-develop
+	cppcheck -q --std=c11 --enable=warning,portability,performance --inline-suppr \
+	  --suppress=missingIncludeSystem --error-exitcode=1 -I. $(SOURCES)
+	clang-tidy --quiet $(SOURCES) -- -std=c17 -D_GNU_SOURCE -I. -I$(BUILD)
+
+bench: $(BUILD)/colac
+	@bench/run $(BUILD)
 
 clean:
 	rm -rf $(BUILD)

@@ -1,0 +1,74 @@
+/* Model text to a scheduled module and its programs. */
+#include "driver/driver.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+int finish(Diagnostics *diagnostics) {
+    int errors = diagnostics_errors(diagnostics);
+    diagnostics_print(diagnostics, stderr);
+    return errors ? 1 : 0;
+}
+
+bool compile(Compiled *compiled, const Options *options, const char *last, bool for_training) {
+    memset(compiled, 0, sizeof *compiled);
+    double started = now_seconds();
+    compiled->diagnostics = diagnostics_new();
+    compiled->compilation = compile_model(&options->request, compiled->diagnostics);
+    if (compiled->compilation && (!last || strcmp(last, "expand"))) {
+        PassContext context = {
+            .module = compiled->compilation->module,
+            .compilation = compiled->compilation,
+            .diagnostics = compiled->diagnostics,
+            .no_fuse = options->no_fuse,
+            .no_reuse = options->no_reuse,
+            .for_training = for_training,
+        };
+        run_passes(&context, last, &compiled->reports);
+        compiled->compilation->module = context.module;
+    }
+    compiled->seconds = now_seconds() - started;
+    return finish(compiled->diagnostics) == 0 && compiled->compilation;
+}
+
+bool compile_programs(Compiled *compiled, const Options *options, bool for_training) {
+    if (!compile(compiled, options, NULL, for_training))
+        return false;
+    double started = now_seconds();
+    compiled->programs = emit_programs(compiled->compilation->module);
+    compiled->seconds += now_seconds() - started;
+    return true;
+}
+
+void compiled_free(Compiled *compiled) {
+    if (compiled->programs)
+        program_set_free(compiled->programs);
+    if (compiled->compilation)
+        compilation_free(compiled->compilation);
+    if (compiled->diagnostics)
+        diagnostics_free(compiled->diagnostics);
+    array_free(&compiled->reports);
+}
+
+const char *with_commas(int64_t number, char buffer[32]) {
+    char digits[24];
+    int length = snprintf(digits, sizeof digits, "%lld", (long long)number), at = 0;
+    for (int i = 0; i < length; i++) {
+        buffer[at++] = digits[i];
+        int left = length - 1 - i;
+        if (left && left % 3 == 0 && digits[i] != '-')
+            buffer[at++] = ',';
+    }
+    buffer[at] = 0;
+    return buffer;
+}
+
+const char *with_unit(int64_t bytes, char buffer[32]) {
+    static const char *const units[] = {"B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"};
+    double value = (double)bytes;
+    int unit = 0;
+    for (; value >= 1024 && unit < COUNT_OF(units) - 1; unit++)
+        value /= 1024;
+    snprintf(buffer, 32, unit ? "%.1f %s" : "%.0f %s", value, units[unit]);
+    return buffer;
+}

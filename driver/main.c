@@ -1,0 +1,74 @@
+/* The table of commands, and the way in. */
+#include "driver/driver.h"
+
+#include <string.h>
+
+const Command command_list[] = {
+    {"check", "MODEL", "shapes, parameters, FLOPs and memory of a model under a plan",
+     run_check_command, 1, 1},
+    {"train", "MODEL --data PATH --out RUN", "pre-train", run_train_command, 1, 1},
+    {"eval", "RUN --data PATH", "the loss of a trained run on other data", run_eval_command, 1, 1},
+    {"grad", "MODEL --weights FILE --data PATH -o OUT.safetensors",
+     "the loss and every gradient of the first batch, before clipping", run_grad_command, 1, 1},
+    {"data", "pack TEXT... -o DIR", "texts (plain, .gz, .dz) to token shards", run_data_command,
+     2, -1},
+    {"profile", "MODEL", "time, GFLOP/s and GB/s of every step of the program",
+     run_profile_command, 1, 1},
+    {"build", "MODEL -o DIR", "programs, kernels and a report, without running anything",
+     run_build_command, 1, 1},
+    {"ir", "MODEL --stage PASS", "the module after a pass, as text", run_ir_command, 1, 1},
+    {"opt", "FILE.ir --passes A,B", "passes on IR text (none: print it back)", run_opt_command, 1,
+     1},
+    {"fmt", "FILE...", "rewrite model texts in the canonical layout", run_fmt_command, 1, -1},
+};
+const int command_count = COUNT_OF(command_list);
+
+static const Command *find_command(const char *name) {
+    for (int i = 0; i < command_count; i++)
+        if (!strcmp(command_list[i].name, name))
+            return &command_list[i];
+    return NULL;
+}
+
+static int unknown_command(const char *name) {
+    const char *names[COUNT_OF(command_list)];
+    for (int i = 0; i < command_count; i++)
+        names[i] = command_list[i].name;
+    const char *near = nearest_name(name, names, command_count);
+    fprintf(stderr, "colac: there is no command `%s`", name);
+    fprintf(stderr, near ? "; did you mean `%s`?\n" : "\n", near);
+    print_usage(stderr);
+    return 2;
+}
+
+int main(int argc, char **argv) {
+    if (argc < 2) {
+        print_usage(stderr);
+        return 2;
+    }
+    if (!strcmp(argv[1], "--help") || !strcmp(argv[1], "-h") || !strcmp(argv[1], "help")) {
+        const Command *about = argc > 2 ? find_command(argv[2]) : NULL;
+        about ? print_command_usage(about, stdout) : print_usage(stdout);
+        return 0;
+    }
+    const Command *command = find_command(argv[1]);
+    if (!command)
+        return unknown_command(argv[1]);
+    for (int i = 2; i < argc; i++)
+        if (!strcmp(argv[i], "--help") || !strcmp(argv[i], "-h")) {
+            print_command_usage(command, stdout);
+            return 0;
+        }
+    Options options;
+    if (!options_parse(&options, command, argc, argv)) {
+        options_free(&options);
+        return 2;
+    }
+    int code = command->run(&options);
+    options_free(&options);
+    if (fflush(stdout) || ferror(stdout)) {
+        fprintf(stderr, "colac: standard output could not be written\n");
+        return code ? code : 1;
+    }
+    return code;
+}

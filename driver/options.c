@@ -1,0 +1,289 @@
+/* The options: one table says how each is spelled, what it takes, where it is stored and which
+ * commands have it. */
+#include "driver/driver.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef enum OptionKind {
+    TAKES_NOTHING, /* sets a bool */
+    TAKES_TEXT,
+    TAKES_COUNT,   /* an integer >= 0 into an int64_t */
+    TAKES_CUSTOM   /* parsed by a function */
+} OptionKind;
+
+typedef struct Option {
+    const char *name, *argument;
+    OptionKind kind;
+    size_t offset; /* in Options */
+    bool (*parse)(Options *options, const char *value);
+    const char *commands; /* those that take it, between spaces; "" for all */
+    const char *help;
+} Option;
+
+static bool parse_count(const char *text, int64_t *value) {
+    char *end;
+    errno = 0;
+    long long number = strtoll(text, &end, 10);
+    if (end == text || *end || errno || number < 0)
+        return false;
+    *value = number;
+    return true;
+}
+
+static bool parse_define(Options *options, const char *value) {
+    const char *equals = strchr(value, '=');
+    if (!equals || equals == value || !equals[1]) {
+        fprintf(stderr, "colac: -D takes NAME=VALUE, not `%s`\n", value);
+        return false;
+    }
+    if (options->request.define_count == MAX_DEFINES) {
+        fprintf(stderr, "colac: more than %d times -D\n", MAX_DEFINES);
+        return false;
+    }
+    Define *define = &options->defines[options->request.define_count++];
+    char *name = checked_alloc((size_t)(equals - value) + 1);
+    memcpy(name, value, (size_t)(equals - value));
+    define->name = name;
+    define->value = equals + 1;
+    return true;
+}
+
+static bool parse_device(Options *options, const char *value) {
+    if (!strcmp(value, "cpu"))
+        options->device = DEVICE_CPU;
+    else if (!strcmp(value, "interpreter"))
+        options->device = DEVICE_INTERPRETER;
+    else if (!strncmp(value, "cuda", 4)) {
+        fprintf(stderr, "colac: this version has no CUDA device; --device takes cpu or "
+                        "interpreter\n");
+        return false;
+    } else {
+        fprintf(stderr, "colac: --device takes cpu or interpreter, not `%s`\n", value);
+        return false;
+    }
+    return true;
+}
+
+static bool parse_precision(Options *options, const char *value) {
+    (void)options;
+    if (!strcmp(value, "f32"))
+        return true;
+    fprintf(stderr,
+            !strcmp(value, "bf16")
+                ? "colac: this version computes in f32 alone; --precision bf16 is not there\n"
+                : "colac: --precision takes f32 or bf16, not `%s`\n",
+            value);
+    return false;
+}
+
+static bool parse_names(Options *options, const char *value) {
+    options->their_names = !strcmp(value, "hf");
+    if (options->their_names || !strcmp(value, "own"))
+        return true;
+    fprintf(stderr, "colac: --names takes own or hf, not `%s`\n", value);
+    return false;
+}
+
+static bool parse_order(Options *options, const char *value) {
+    options->order = !strcmp(value, "sequential") ? ORDER_SEQUENTIAL : ORDER_SHUFFLED;
+    if (!strcmp(value, "sequential") || !strcmp(value, "shuffled"))
+        return true;
+    fprintf(stderr, "colac: --order takes sequential or shuffled, not `%s`\n", value);
+    return false;
+}
+
+static bool parse_threads(Options *options, const char *value) {
+    int64_t count;
+    if (!parse_count(value, &count) || count < 1 || count > 4096) {
+        fprintf(stderr, "colac: --threads takes a number from 1 to 4096, not `%s`\n", value);
+        return false;
+    }
+    options->threads = (int)count;
+    return true;
+}
+
+static bool parse_seed(Options *options, const char *value) {
+    int64_t seed;
+    if (!parse_count(value, &seed)) {
+        fprintf(stderr, "colac: --seed takes a number from 0 to 2^63-1, not `%s`\n", value);
+        return false;
+    }
+    options->seed = (uint64_t)seed;
+    return true;
+}
+
+#define MODELS " check train grad profile build ir opt "
+#define AT(field) offsetof(Options, field), NULL
+#define BY(function) 0, function
+static const Option option_list[] = {
+    {"--preset", "NAME", TAKES_TEXT, AT(request.preset), MODELS, "a preset of the model"},
+    {"--plan", "NAME", TAKES_TEXT, AT(request.plan), MODELS,
+     "a plan, by NAME or FILE:NAME; without it nothing is rewritten"},
+    {"--recipe", "NAME", TAKES_TEXT, AT(request.recipe), MODELS,
+     "a recipe, by NAME or FILE:NAME; without it AdamW at a constant rate, batch = B"},
+    {"-D", "X=V", TAKES_CUSTOM, BY(parse_define), MODELS,
+     "a dim or flag of model or plan, a value of the recipe"},
+    {"--precision", "f32", TAKES_CUSTOM, BY(parse_precision), MODELS, "the precision of products"},
+    {"--device", "cpu|interpreter", TAKES_CUSTOM, BY(parse_device), MODELS " eval ",
+     "where to run; the interpreter computes in double precision"},
+    {"--threads", "N", TAKES_CUSTOM, BY(parse_threads), " train grad eval profile ",
+     "threads; else OMP_NUM_THREADS, else all processors"},
+    {"--seed", "N", TAKES_CUSTOM, BY(parse_seed), " train grad profile ",
+     "of initial values, data order and random(...)"},
+    {"--data", "PATH", TAKES_TEXT, AT(data), " train grad eval ",
+     "a shard, a folder of shards or a raw uint16 file"},
+    {"--order", "sequential|shuffled", TAKES_CUSTOM, BY(parse_order), " train grad ",
+     "order of the samples (shuffled; grad: sequential)"},
+    {"--weights", "FILE", TAKES_TEXT, AT(weights), " train grad ",
+     "initial weights: safetensors under own or Hugging Face names"},
+    {"--names", "own|hf", TAKES_CUSTOM, BY(parse_names), " train grad ", "names to write"},
+    {"--out", "RUN", TAKES_TEXT, AT(out), " train ", "the run's folder"},
+    {"--steps", "N", TAKES_COUNT, AT(steps), " train ", "updates; else the recipe's"},
+    {"-o", "PATH", TAKES_TEXT, AT(output), " grad build data ir opt ", "where to write"},
+    {"--stage", "PASS", TAKES_TEXT, AT(stage), " ir ", "after which pass; else the last"},
+    {"--function", "NAME", TAKES_TEXT, AT(function), " ir ", "which function --dot draws (micro)"},
+    {"--dot", NULL, TAKES_NOTHING, AT(dot), " ir ", "as a Graphviz drawing"},
+    {"--passes", "A,B", TAKES_TEXT, AT(passes), " opt ", "passes to run, in this order"},
+    {"--check", NULL, TAKES_NOTHING, AT(check_only), " fmt ",
+     "write nothing; exit 1 when a text is not in canonical layout"},
+    {"--json", NULL, TAKES_NOTHING, AT(json), "", "JSON objects, one a line"},
+    {"--no-fuse", NULL, TAKES_NOTHING, AT(no_fuse), MODELS, "one kernel a node"},
+    {"--no-reuse", NULL, TAKES_NOTHING, AT(no_reuse), MODELS, "every value its own memory"},
+    {"--poison", NULL, TAKES_NOTHING, AT(poison), " train grad ", "fill the arena with NaN first"},
+    {"--check-nan", NULL, TAKES_NOTHING, AT(check_nan), " train grad ",
+     "stop at the first tensor with a NaN"},
+};
+
+static bool option_applies(const Option *option, const Command *command) {
+    if (!*option->commands)
+        return true;
+    char padded[32];
+    snprintf(padded, sizeof padded, " %s ", command->name);
+    return strstr(option->commands, padded) != NULL;
+}
+
+static const Option *find_option(const char *name, size_t length) {
+    for (int i = 0; i < COUNT_OF(option_list); i++)
+        if (strlen(option_list[i].name) == length && !strncmp(option_list[i].name, name, length))
+            return &option_list[i];
+    return NULL;
+}
+
+static bool unknown_option(const char *name, const Command *command) {
+    const char *names[COUNT_OF(option_list)];
+    int count = 0;
+    for (int i = 0; i < COUNT_OF(option_list); i++)
+        if (option_applies(&option_list[i], command))
+            names[count++] = option_list[i].name;
+    const char *near = nearest_name(name, names, count);
+    fprintf(stderr, "colac %s: there is no option `%s`", command->name, name);
+    fprintf(stderr, near ? "; did you mean `%s`?\n" : " (see `colac help %s`)\n",
+            near ? near : command->name);
+    return false;
+}
+
+static bool store_option(Options *options, const Option *option, const char *value) {
+    char *field = (char *)options + option->offset;
+    switch (option->kind) {
+    case TAKES_NOTHING:
+        *(bool *)(void *)field = true;
+        return true;
+    case TAKES_TEXT:
+        *(const char **)(void *)field = value;
+        return true;
+    case TAKES_COUNT:
+        if (parse_count(value, (int64_t *)(void *)field))
+            return true;
+        fprintf(stderr, "colac: %s takes a number from 0 on, not `%s`\n", option->name, value);
+        return false;
+    case TAKES_CUSTOM:
+        return option->parse(options, value);
+    }
+    internal_error("option kind %d", (int)option->kind);
+}
+
+/* Consumes argv[*at] (and its value: next, after `=`, or, for -D and -o, attached). */
+static bool parse_option(Options *options, int argc, char **argv, int *at) {
+    const char *text = argv[*at];
+    const char *equals = text[1] == '-' ? strchr(text, '=') : NULL;
+    size_t length = equals ? (size_t)(equals - text) : text[1] == '-' ? strlen(text) : 2;
+    const Option *option = find_option(text, length);
+    if (!option || !option_applies(option, options->command))
+        return unknown_option(text, options->command);
+    const char *attached = equals ? equals + 1 : text[length] ? text + length : NULL;
+    if (option->kind == TAKES_NOTHING) {
+        if (attached) {
+            fprintf(stderr, "colac: %s takes no value\n", option->name);
+            return false;
+        }
+        return store_option(options, option, NULL);
+    }
+    if (!attached && *at + 1 >= argc) {
+        fprintf(stderr, "colac: %s needs a value: %s %s\n", option->name, option->name,
+                option->argument);
+        return false;
+    }
+    return store_option(options, option, attached ? attached : argv[++*at]);
+}
+
+bool options_parse(Options *options, const Command *command, int argc, char **argv) {
+    memset(options, 0, sizeof *options);
+    options->command = command;
+    options->request.defines = options->defines;
+    options->seed = 1;
+    options->order = strcmp(command->name, "grad") ? ORDER_SHUFFLED : ORDER_SEQUENTIAL;
+    options->files = checked_alloc((size_t)argc * sizeof *options->files);
+    bool only_files = false;
+    for (int at = 2; at < argc; at++) {
+        if (!only_files && !strcmp(argv[at], "--"))
+            only_files = true;
+        else if (only_files || argv[at][0] != '-' || !argv[at][1])
+            options->files[options->file_count++] = argv[at];
+        else if (!parse_option(options, argc, argv, &at))
+            return false;
+    }
+    if (options->file_count < command->least_files ||
+        (command->most_files >= 0 && options->file_count > command->most_files)) {
+        fprintf(stderr, "usage: colac %s %s\n", command->name, command->arguments);
+        return false;
+    }
+    options->request.path = options->file_count ? options->files[0] : NULL;
+    return true;
+}
+
+void options_free(Options *options) {
+    for (int i = 0; i < options->request.define_count; i++) {
+        union { /* parse_define allocated it */
+            const char *constant;
+            char *owned;
+        } name = {options->defines[i].name};
+        free(name.owned);
+    }
+    free(options->files);
+}
+
+void print_usage(FILE *stream) {
+    fprintf(stream, "colac: a compiler for low-rank pre-training\n\n");
+    for (int i = 0; i < command_count; i++) {
+        const Command *command = &command_list[i];
+        fprintf(stream, "  colac %s %s\n      %s\n", command->name, command->arguments,
+                command->summary);
+    }
+    fprintf(stream, "\n`colac help COMMAND` lists a command's options.\n");
+}
+
+void print_command_usage(const Command *command, FILE *stream) {
+    fprintf(stream, "colac %s %s\n    %s\n\n", command->name, command->arguments,
+            command->summary);
+    for (int i = 0; i < COUNT_OF(option_list); i++) {
+        const Option *option = &option_list[i];
+        if (!option_applies(option, command))
+            continue;
+        char left[64];
+        snprintf(left, sizeof left, "%s%s%s", option->name, option->argument ? " " : "",
+                 option->argument ? option->argument : "");
+        fprintf(stream, "  %-28s %s\n", left, option->help);
+    }
+}
