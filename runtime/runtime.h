@@ -4,12 +4,16 @@
  *   products.c     matrix products through oneDNN: the one file that knows its interface
  *   device_cpu.c   the CPU behind the device table
  *   executor.c     slabs, arena, initial values; runs programs
+ *   files.c        files and folders that appear whole or not at all
  *   safetensors.c  reading and writing weights
  *   mapping.c      Hugging Face names and layouts, from a .map text beside the model
  *   shards.c       token data: llm.c, nanoGPT and raw layouts, memory-mapped; the order of samples
  *   pack.c         `colac data pack`: text (plain, .gz, .dz) to shards
  *   machine.c      measured peak of products and memory; process memory
- *   trainer.c      a run: micro-batches, updates, validation, progress, logs
+ *   engine.c       what a run is computed by: the executor, or the interpreter in double
+ *   progress.c     the progress line and the JSON lines of a run
+ *   run.c          the folder of a run: what was asked, and the texts, beside the weights
+ *   trainer.c      a run: micro-batches, updates, validation; gradients of one batch; evaluation
  */
 #ifndef COLAC_RUNTIME_H
 #define COLAC_RUNTIME_H
@@ -99,6 +103,29 @@ int64_t executor_bytes(const Executor *executor);
 /* Highest byte of the arena touched since poisoning (a test's proof of the plan). */
 int64_t executor_arena_touched(const Executor *executor);
 
+/* ---- files.c -------------------------------------------------------------------------------
+ * A new file is written under a temporary name in the folder of its path and gets its own name
+ * when it is complete and synced, so that a reader sees the old content or the new one.  A path
+ * that is no regular file (a pipe, a terminal, /dev/full) is written in place. */
+typedef struct NewFile NewFile;
+/* NULL after reporting (no such folder, no permission, the path is a folder). */
+NewFile *new_file_open(const char *path, Diagnostics *diagnostics);
+/* A failure is remembered and reported by new_file_sync; later writes then do nothing. */
+void new_file_write(NewFile *file, const void *bytes, size_t length);
+void new_file_printf(NewFile *file, const char *format, ...) PRINTF_LIKE(2, 3);
+/* Replaces the first `length` bytes, which were written before (a header with a count in it). */
+void new_file_rewrite_start(NewFile *file, const void *bytes, size_t length);
+bool new_file_failed(const NewFile *file);
+/* Flushes and syncs under the temporary name; several files can so be made certain to fit before
+ * the first of them appears.  False after reporting; then only new_file_abandon is left. */
+bool new_file_sync(NewFile *file, Diagnostics *diagnostics);
+/* Syncs (if not done) and renames.  The file is gone from memory in either case; false after
+ * reporting, with nothing left behind. */
+bool new_file_publish(NewFile *file, Diagnostics *diagnostics);
+void new_file_abandon(NewFile *file); /* NULL is fine */
+/* Creates a folder and those above it that are missing.  False after reporting. */
+bool make_folder(const char *path, Diagnostics *diagnostics);
+
 /* ---- safetensors.c ------------------------------------------------------------------------- */
 typedef struct Tensor {
     const char *name;
@@ -108,80 +135,111 @@ typedef struct Tensor {
     int64_t elements, begin; /* begin: bytes from the data section's start */
 } Tensor;
 typedef struct TensorFile TensorFile;
-/* Memory-maps and checks a file (header length, JSON, offsets inside the file, no overlap, shape
+/* Memory-maps and checks a file (header length, JSON, extents that tile the data section, shape
  * times size = extent).  NULL after reporting. */
 TensorFile *tensor_file_open(const char *path, Diagnostics *diagnostics);
 void tensor_file_close(TensorFile *file);
 int tensor_file_count(const TensorFile *file);
 const Tensor *tensor_file_at(const TensorFile *file, int index);
 const Tensor *tensor_file_find(const TensorFile *file, const char *name); /* NULL */
-void tensor_file_read(const TensorFile *file, const Tensor *tensor, double *values);
-void tensor_file_read_f32(const TensorFile *file, const Tensor *tensor, float *values);
-/* Writing: declare all tensors, then give their values in that order.  The file appears under its
- * name only when complete and synced (temporary file, fsync, rename); on failure reports, leaves
- * nothing behind, returns false. */
+/* Elements [first, first + count) of a tensor whose dtype is not TENSOR_OTHER. */
+void tensor_file_read(const TensorFile *file, const Tensor *tensor, int64_t first, int64_t count,
+                      double *values);
+/* Writing: declare all tensors (f32 or f64; `elements` and `begin` are computed), then give their
+ * values in that order, a tensor a call.  NULL after reporting. */
 typedef struct TensorWriter TensorWriter;
 TensorWriter *tensor_writer_open(const char *path, const Tensor *tensors, int count,
                                  Diagnostics *diagnostics);
-bool tensor_writer_put_f32(TensorWriter *writer, const float *values, Diagnostics *diagnostics);
-bool tensor_writer_put_f64(TensorWriter *writer, const double *values, Diagnostics *diagnostics);
-bool tensor_writer_close(TensorWriter *writer, Diagnostics *diagnostics); /* false: not written */
+void tensor_writer_put(TensorWriter *writer, const double *values);
+/* The complete file, ready to be published; NULL after reporting (a full disk), with nothing left
+ * behind.  The writer is gone. */
+NewFile *tensor_writer_finish(TensorWriter *writer, Diagnostics *diagnostics);
 
 /* ---- mapping.c -----------------------------------------------------------------------------
- * A .map text beside the model, a line each:
- *     layer[i].attn.wq      model.layers.{i}.self_attn.q_proj.weight   (H,K) D
- * path pattern, their name, their axes in memory order ((…) merged to one).  Several paths on one
- * of their tensors stand joined: `layer[i].attn.{wq,wk,wv}` with `D 3(H,K)` (concatenated along
- * that axis). */
+ * Which tensors of Hugging Face hold a model's parameters: a .map text beside the model, a line
+ * each, comments after #:
+ *
+ *     layer[i].attn.wq           model.layers.{i}.self_attn.q_proj.weight   out in
+ *     layer[i].attn.wq.A         model.layers.{i}.self_attn.q_proj.cola_a   in out
+ *     layer[i].attn.{wq,wk,wv}   transformer.h.{i}.attn.c_attn.weight       in join(out)
+ *
+ * A parameter's path, where [i] stands for any index; their name; their axes, slowest first.  `in`
+ * and `out` are the parameter's marked axes ([D -> H,K]), each side merged to one (and absent
+ * where it has no axes).  join(…): the paths of the braces stand side by side along that axis.
+ * Other names that occur for the same tensor follow after `|`; the first is the one written.  A
+ * parameter that no line names keeps its own name and layout: its declared axes, in then out. */
 typedef struct Mapping Mapping;
 /* The mapping for a model file (models/llama.cola -> models/llama.map); an empty one when there is
- * none.  NULL after reporting. */
-Mapping *mapping_load(const char *model_path, Diagnostics *diagnostics);
-void mapping_free(Mapping *mapping);
-/* Loads weights (own names, or theirs through the mapping; a file may hold more tensors than
- * needed, a missing or wrongly shaped one is reported with both shapes). `put` gets each weight in
- * declared order. */
+ * none.  Memory in `arena`, which must outlive `diagnostics`.  NULL after reporting. */
+Mapping *mapping_load(const char *model_path, Arena *arena, Diagnostics *diagnostics);
+const Source *mapping_source(const Mapping *mapping); /* NULL for an empty one */
+/* Loads weights under own names or, through the mapping, theirs, as each weight's is found in the
+ * file, which may hold more tensors than needed; what is missing or of a wrong shape is reported
+ * with both shapes.  `put` gets each weight in declared order. */
 typedef void (*PutWeight)(void *context, StateId state, const double *values, int64_t count);
 bool weights_load(const Module *module, const Mapping *mapping, const char *path,
                   PutWeight put, void *context, Diagnostics *diagnostics);
-/* Writes values of a role (weights or gradients) under own or their names, own or their layout.
- * `get` fills values in declared order. */
+/* Writes a value for every weight (the weight itself or its gradient) under own or their names and
+ * layouts, in f64 or f32.  `get` fills values in declared order. */
 typedef void (*GetWeight)(void *context, StateId weight, double *values, int64_t count);
 bool weights_save(const Module *module, const Mapping *mapping, bool theirs, bool double_precision,
                   const char *path, GetWeight get, void *context, Diagnostics *diagnostics);
+/* The same, complete and synced but not yet under its name.  NULL after reporting. */
+NewFile *weights_stage(const Module *module, const Mapping *mapping, bool theirs,
+                       bool double_precision, const char *path, GetWeight get, void *context,
+                       Diagnostics *diagnostics);
 
-/* ---- shards.c ------------------------------------------------------------------------------ */
+/* ---- shards.c ------------------------------------------------------------------------------
+ * Tokens in files: llm.c (uint16 and uint32), Megatron (.bin beside .idx), nanoGPT or any raw
+ * uint16.  A *sample* is `span` consecutive tokens of one file; the samples of a file begin
+ * `positions` apart, so that one's last token is the next one's first.  No sample crosses from a
+ * file into the next: what is left at a file's end is not used. */
 typedef struct TokenData TokenData;
-/* `path`: a shard, a folder of shards, or a raw uint16 file.  `split` picks files of a folder that
- * `data pack` wrote (train, val) when there are both; NULL: all.  `below`: ids must be below it
- * (which shard, which offset).  NULL after reporting (empty, missing, truncated, too short for one
- * sequence). */
-TokenData *token_data_open(const char *path, const char *split, int64_t below,
+typedef struct SampleShape {
+    int64_t positions; /* of the model's first input: how far apart samples begin */
+    int64_t span;      /* tokens that a sample's inputs reach over: positions + 1 as a rule */
+    int64_t below;     /* ids must be below it */
+} SampleShape;
+/* The shape that a module's inputs ask for. */
+SampleShape sample_shape(const Module *module);
+typedef enum DataSplit { SPLIT_ALL, SPLIT_TRAIN, SPLIT_VALIDATION } DataSplit;
+/* `path`: a file, or a folder of .bin files in order of name.  A file is of the validation split
+ * when `val` or `validation` is a word of its name; where a folder has both kinds, `split` picks.
+ * Files of up to 16 MiB are checked for ids that are too large at once, others as they are read.
+ * NULL after reporting (empty, missing, truncated, too short for one sample). */
+TokenData *token_data_open(const char *path, DataSplit split, SampleShape shape,
                            Diagnostics *diagnostics);
+/* Does the path hold files of both splits?  (No: SPLIT_VALIDATION would open all of it.) */
+bool token_data_has_validation(const char *path);
 void token_data_close(TokenData *data);
-int64_t token_data_count(const TokenData *data); /* tokens */
+int64_t token_data_tokens(const TokenData *data);
+int64_t token_data_samples(const TokenData *data); /* of one epoch */
 typedef enum SampleOrder { ORDER_SEQUENTIAL, ORDER_SHUFFLED } SampleOrder;
-/* Where global sample g (a sequence of `positions` tokens plus the furthest `next`) begins.
- * Sequential: token g * positions, wrapping.  Shuffled: a permutation of the sequences by
- * (seed, epoch), a function of the global sample index alone, O(1) memory. */
-int64_t token_data_start(const TokenData *data, SampleOrder order, uint64_t seed,
-                         int64_t sample, int64_t positions, int64_t furthest_next);
-/* Fills a [rows, positions] input: row j is tokens [start(sample0 + j) + next, … + positions).
- * False after reporting: an id not below the vocabulary. */
+/* The token at which global sample g (from 0) begins, counted through all files: a function of the
+ * arguments alone, in O(1) memory.  Sequential: sample g mod samples (in a single file token
+ * g * positions).  Shuffled: every epoch is a permutation of the samples by (seed, epoch). */
+int64_t token_data_start(const TokenData *data, SampleOrder order, uint64_t seed, int64_t sample);
+/* Fills an input [rows, width]: row j is `width` tokens from start(sample0 + j) + next on.  False
+ * after reporting an id that is not below the vocabulary: which file, which token. */
 bool token_data_fill(const TokenData *data, SampleOrder order, uint64_t seed, int64_t sample0,
-                     int64_t rows, int64_t positions, int64_t next, int64_t furthest_next,
-                     int32_t *values, Diagnostics *diagnostics);
+                     int64_t rows, int64_t width, int64_t next, int32_t *values,
+                     Diagnostics *diagnostics);
 
 /* ---- pack.c -------------------------------------------------------------------------------- */
 /* Bytes of the texts (plain, .gz, .dz; `-`: standard input) as uint16 tokens in llm.c shards
- * DIR/train_000.bin …, and DIR/val_000.bin: every 20th block of 64 KiB of text (by hash of its
- * index).  The folder appears whole or not at all. */
+ * DIR/train_000.bin … and DIR/val_000.bin …, with DIR/data.json saying what made them.  About
+ * every 20th block of 64 KiB is for validation, by a hash of its index; of a text with few blocks
+ * the last one is, of a text with one block the last twentieth.  The folder appears whole or not
+ * at all; one that exists and is not empty is refused. */
 typedef struct PackReport {
     int64_t train_tokens, validation_tokens;
     int files;
 } PackReport;
 bool data_pack(const char *const *paths, int count, const char *directory, PackReport *report,
                Diagnostics *diagnostics);
+/* The same with at most `shard_tokens` tokens in a file (data_pack: 100 million). */
+bool data_pack_shards(const char *const *paths, int count, const char *directory,
+                      int64_t shard_tokens, PackReport *report, Diagnostics *diagnostics);
 
 /* ---- machine.c ----------------------------------------------------------------------------- */
 typedef struct MachineFigures {
@@ -194,9 +252,36 @@ MachineFigures machine_measure(void);
 int64_t process_resident_bytes(void);
 double now_seconds(void); /* monotonic */
 
+/* ---- engine.c ------------------------------------------------------------------------------
+ * What a run asks of whatever computes it.  Values of states are in declared axis order. */
+typedef struct Engine Engine;
+struct Engine {
+    const Module *module;
+    bool double_precision;
+    double compile_seconds; /* of kernels */
+    void (*initialize)(Engine *engine, uint64_t seed); /* weights, moments, tables */
+    void (*set_input)(Engine *engine, int input, const int32_t *values); /* copied */
+    /* `scalars`: one for each of the function's.  False after reporting (check_nan). */
+    bool (*run)(Engine *engine, const char *function, const double *scalars,
+                Diagnostics *diagnostics);
+    void (*read)(Engine *engine, StateId state, double *values);
+    void (*write)(Engine *engine, StateId state, const double *values);
+    /* From now on a run stops at the first tensor that holds a NaN or an infinity, and names it. */
+    void (*watch)(Engine *engine);
+    int64_t (*bytes)(Engine *engine);
+    double (*flops)(Engine *engine, const char *function); /* as executed; 0: not known */
+    void (*close)(Engine *engine);
+};
+/* NULL after reporting: no compiler, too little memory. */
+Engine *engine_executor(const ProgramSet *set, int threads, const ExecutorOptions *options,
+                        Diagnostics *diagnostics);
+Engine *engine_interpreter(const Module *module, bool check_nan);
+
 /* ---- trainer.c ----------------------------------------------------------------------------- */
 typedef struct TrainOptions {
-    const char *data, *out;
+    const Request *request;     /* what was compiled: recorded in run.json */
+    const char *data;
+    const char *out;            /* train: the run's folder; grad: the file of gradients */
     const char *weights;        /* initial weights, or NULL */
     int64_t steps;              /* 0: the recipe's */
     uint64_t seed;
@@ -204,10 +289,61 @@ typedef struct TrainOptions {
     bool json, their_names, interpreter;
     int threads;
     ExecutorOptions executor;
+    double compile_seconds;     /* so far: text to program */
 } TrainOptions;
-/* Trains; writes OUT/weights.safetensors (and OUT/run.json: what was asked, to evaluate it later).
- * Returns the exit code. */
+/* All three take a compiled module and its programs (NULL with `interpreter`), report to
+ * `diagnostics` without printing them, and return the exit code.
+ *
+ * Trains.  OUT/weights.safetensors, OUT/run.json and OUT/texts appear together at the end; a run
+ * that fails leaves what was there.  An interrupt (SIGINT) ends the run after the update at hand:
+ * its weights are written and the code is 130. */
 int train(Compilation *compilation, const ProgramSet *set, const TrainOptions *options,
           Diagnostics *diagnostics);
+/* The loss and the gradient of every weight on the recipe's first batch, before clipping, in
+ * options->out. */
+int run_grad(Compilation *compilation, const ProgramSet *set, const TrainOptions *options,
+             Diagnostics *diagnostics);
+/* The mean loss of options->weights over the validation split of options->data (all of it where it
+ * is not split): whole micro-batches in order. */
+int run_eval(Compilation *compilation, const ProgramSet *set, const TrainOptions *options,
+             Diagnostics *diagnostics);
+/* The rate of recipe group `group` at update t, from 1, of `steps`: warm-up, then the schedule. */
+double recipe_rate(const Recipe *recipe, int group, int64_t t, int64_t steps);
+
+/* ---- run.c ---------------------------------------------------------------------------------
+ * RUN/run.json says what was asked; RUN/texts holds every text that it was asked with (model,
+ * what it uses, plan and recipe files, the mapping), so that the run can be compiled again. */
+typedef struct RunRecord {
+    Request request;     /* path, plan and recipe inside RUN/texts */
+    const char *weights; /* RUN/weights.safetensors */
+    uint64_t seed;
+    bool their_names;
+} RunRecord;
+/* Memory in `arena`.  NULL after reporting: no such folder, no run in it, a damaged run.json. */
+RunRecord *run_open(const char *folder, Arena *arena, Diagnostics *diagnostics);
+
+/* ---- progress.c ----------------------------------------------------------------------------- */
+/* What is known after an update. */
+typedef struct StepFigures {
+    int64_t step, steps;
+    double loss, rate, gradient_norm;
+    double validation_loss;      /* the latest; NaN: none yet */
+    int64_t tokens;              /* of this update */
+    double seconds;              /* of this update */
+    double flops;                /* of this update, as executed; 0: not known */
+    int64_t peak_bytes;
+    int observed_count;
+    const char *const *observed_names;
+    const double *observed;
+} StepFigures;
+typedef struct Progress Progress;
+/* product_flops: the measured peak (0: no share is shown).  `json`: an object an update on
+ * standard output; else one live line on a terminal, or a line every few seconds, on standard
+ * error. */
+Progress *progress_new(bool json, double product_flops);
+void progress_step(Progress *progress, const StepFigures *figures);
+/* Ends the live line.  */
+void progress_end(Progress *progress);
+void progress_free(Progress *progress);
 
 #endif
