@@ -377,8 +377,13 @@ void interp_run(Interp *interp, const Function *function, const double *scalars,
 const double *interp_value(const Interp *interp, NodeId node);
 /* The host's runtime scalars: evaluates one f64 node (of constants and scalars only). */
 double interp_scalar(const Function *function, NodeId node, const double *scalars);
-/* The value of OP_RANDOM at one element, in [0,1): Philox-4x32-10 keyed by (seed, site), counter
- * (step, sample, index within the sample).  Kernels compute the same function. */
+/* The value of OP_RANDOM at one element, in [0,1).  Philox-4x32-10, first word, its upper 24 bits
+ * times 2^-24.  Key: the halves (low first) of splitmix64's finalizer of seed * 0x9E3779B97F4A7C15 +
+ * site.  Counter: low words of index, step and sample, then 16 bits each of the high words of index
+ * and sample.  The sample is `sample0` plus the position along the axis of OP_RANDOM's `to` that is
+ * some input's sample axis, and the index runs over the other axes in type order; without such an
+ * axis the sample is 0.  seed, step and sample0 are the function's scalars of those names, or 0.
+ * Kernels compute the same function. */
 double random_uniform(uint64_t seed, uint64_t step, uint64_t site, uint64_t sample, uint64_t index);
 
 #endif
