@@ -66,6 +66,8 @@ bool compile(Compiled *compiled, const Options *options, const char *last, bool 
 /* compile, then emit. */
 bool compile_programs(Compiled *compiled, const Options *options, bool for_training);
 void compiled_free(Compiled *compiled);
+/* The last pass whose module the interpreter runs. */
+#define LAST_GRAPH_PASS "update"
 /* Prints pending diagnostics; the exit code they ask for (0 or 1). */
 int finish(Diagnostics *diagnostics);
 
