@@ -16,7 +16,9 @@
 #include "ir/ir.h"
 
 /* ---- syntax tree (lexer.l parser.y) -------------------------------------------------------- */
-/* All in one arena, never changed after parsing.  Lists are linked by `next`. */
+/* All in one arena, never changed after parsing.  Lists are linked by `next`.  Later passes may
+ * recurse over expressions, statements and selectors: none is nested deeper than this. */
+enum { MAX_NESTING = 500 };
 
 typedef struct Name { /* an identifier where it stands */
     const char *text;
@@ -71,7 +73,8 @@ struct Expr {
     struct ArgGroup *groups; /* CALL: what follows each `;` */
     IndexItem *items;
     int arrow_at;
-    Span span;            /* the whole expression */
+    int depth;            /* levels of expressions, this one included: at most MAX_NESTING */
+    Span span;            /* the whole expression, its own parentheses included */
     Expr *next;           /* in a list */
 };
 
@@ -129,6 +132,7 @@ typedef struct Statement {
     TypeExpr *type;
     Expr *value, *value2;   /* init: `~ normal(0.02)` is value, an EXPR_CALL or EXPR_NAME */
     struct Statement *body, *otherwise;
+    int depth;              /* levels of statements, this one included: at most MAX_NESTING */
     Span span;
     struct Statement *next;
 } Statement;
@@ -219,8 +223,10 @@ Item *parse_source(const Source *source, Arena *arena, Diagnostics *diagnostics)
 
 /* ---- source.c ------------------------------------------------------------------------------ */
 /* A main file and all it uses, in order of first use, each once.  `use "x"` looks beside the file
- * that says it, then in the built-in library (std.cola).  NULL after reporting when a file cannot
- * be read, is not text, or is above 100 MB. */
+ * that says it, then in the built-in library (std.cola).  NULL after reporting when the main file
+ * cannot be read or is above 100 MB.  After syntax errors, and when a used file cannot be read,
+ * the items that parsed are returned: ask diagnostics_errors.  Diagnostics point into the
+ * sources: print them before texts_free. */
 typedef struct Texts {
     Arena *arena;
     Item *items;   /* of all files, used ones first */
