@@ -801,6 +801,8 @@ NodeId function_append(Function *function, Node node) {
     node.attr = canonical_attr(node.op, &node.attr);
     set_dependence(function, &node);
     int32_t *counter = scope_counter(function, node.scope);
+    if (node.ordinal < 0)
+        node.ordinal = *counter;
     if (*counter <= node.ordinal)
         *counter = node.ordinal + 1;
     array_push(&function->nodes, node);
@@ -832,6 +834,7 @@ NodeId build(Builder *b, Op op, DataType dtype, Attr attr, const NodeId *inputs,
                  .inputs = own,
                  .attr = canonical_attr(op, &attr),
                  .scope = b->scope,
+                 .ordinal = -1,
                  .clone = b->clone,
                  .adjoint_of = -1,
                  .span = b->span,
@@ -843,7 +846,6 @@ NodeId build(Builder *b, Op op, DataType dtype, Attr attr, const NodeId *inputs,
     if (id < 0) {
         if (b->adjoint_of >= 0 && type_same_axes(node_at(function, b->adjoint_of)->type, type))
             node.adjoint_of = b->adjoint_of;
-        node.ordinal = *scope_counter(function, node.scope);
         id = function_append(function, node);
     }
     if (own != few)

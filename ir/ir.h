@@ -297,7 +297,8 @@ NodeId build_scatter_add(Builder *b, NodeId index, NodeId value, AxisId to, cons
 
 const Node *node_at(const Function *function, NodeId id);
 /* Appends a node as the text form gives it, without sharing: numbering, scope, ordinal and
- * annotations are kept.  `node.type` must be what infer_type says. */
+ * annotations are kept; an ordinal of -1 asks for the next of its scope.  `node.type` must be what
+ * infer_type says. */
 NodeId function_append(Function *function, Node node);
 /* Position of an axis in a node's memory order (placement.order), or -1. */
 int order_position(const Placement *placement, AxisId axis);
@@ -334,26 +335,33 @@ const char *stage_name(Stage stage);
 /* NULL when all invariants of the stage hold, else one sentence (in the module's arena) that names
  * function, node and invariant.  Among them: ids topological, types as the op's rules give, an
  * adjoint has exactly its primal's axes, attributes in range, writes of the right type, f64 has no
- * axes, no axis twice, groups acyclic. */
+ * axes, no axis twice.  "Computed" below: no leaf, view or expand, and not on the host; a static
+ * value may stay without order and group, made anew where it is read.
+ *   graph     no memory orders of nodes, no groups
+ *   layout    every state and every computed node has an order
+ *   fuse      every computed node has a group; no group is empty; groups are acyclic; stored values
+ *             have a group and an order
+ *   schedule  no group reads from a later one
+ *   memory    stored values, and only they, have offsets, and end within the arena */
 const char *ir_verify(const Module *module, Stage stage);
 
 /* ---- text.c -------------------------------------------------------------------------------- */
 /*  module stage fuse
  *  axis B 8
  *  scope 1 in 0 "layer[0]" block layer
- *  input tokens i32[B,S] below V=32000 next 0
+ *  input tokens i32[B,S] below 32000 next 0
  *  state weight layer[0].attn.wq f32 in(D) out(H,K) order(H,K,D) normal 0.02 offset 0
  *  function micro(step, seed, sample0) {
  *    %0 = input 0 to(B,S) : i32[B,S]
- *    %7 = dot %3 %5 from(D) : f32[B,S,H,K] scope 2 ordinal 4 name "q" order(B,S,H,K) group 3 stored
+ *    %7 = dot %3 %5 from(D) : f32[B,S,H,K] scope 2 name "q" order(B,S,H,K) group 3 stored
  *    …
  *    write gradient layer[0].attn.wq += %90
- *    group 3 product …
+ *    group 3 product rows(B,S,H,K) inner(D)
  *  }
- */
+ * The grammar opens text.c.  Spans are not printed. */
 void ir_print(const Module *module, Stage stage, Text *out);
-/* Parses text printed by ir_print or written by hand (annotations optional at their stage).
- * On failure reports in `diagnostics` and returns NULL.  Never crashes on any bytes. */
+/* Parses text printed by ir_print or written by hand.  What it returns passes ir_verify at the
+ * stage that the text names.  Nodes keep their numbers; their spans point into the text.  On failure reports in `diagnostics` and returns NULL.  Never crashes on any bytes. */
 Module *ir_parse(const Source *source, Diagnostics *diagnostics, Stage *stage);
 /* Graphviz form of one function. */
 void ir_print_dot(const Module *module, const Function *function, Text *out);
