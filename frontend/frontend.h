@@ -232,6 +232,7 @@ typedef struct Texts {
     Item *items;   /* of all files, used ones first */
     Source *sources;
     const char *main_path;
+    struct LoadedText *loaded; /* source.c's own */
 } Texts;
 Texts *texts_load(const char *path, Diagnostics *diagnostics);
 /* Adds another file (`--plan FILE:NAME`, `--recipe FILE:NAME`) to the same set. */
