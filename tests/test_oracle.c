@@ -1,0 +1,207 @@
+/* The program, as a user runs it, against PyTorch in double precision (tests/oracle): the loss and
+ * every gradient of the first batch through `colac grad`, ten losses through `colac train`, and
+ * through the interpreter gradients and final weights to ten digits. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include <jansson.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "runtime/runtime.h"
+
+static char folder[64];
+
+typedef struct Case {
+    const char *name, *model, *options;
+} Case;
+static const Case llama_full = {"llama_full", "llama", ""};
+static const Case llama_gqa = {"llama_gqa", "llama", "-D J=2"};
+static const Case gpt2 = {"gpt2", "gpt2", ""};
+static const Case llama_cola = {"llama_cola", "llama", "--plan cola -D R=12 -D gate_silu=1"};
+static const Case llama_cola_nogate = {"llama_cola_nogate", "llama",
+                                       "--plan cola -D R=12 -D gate_silu=0"};
+
+static const char *colac(void) {
+    const char *path = getenv("COLAC");
+    return path ? path : "build/colac";
+}
+
+static json_t *expectation(const Case *c) {
+    char path[256];
+    snprintf(path, sizeof path, "tests/oracle/%s/expect.json", c->name);
+    json_error_t error;
+    json_t *expect = json_load_file(path, 0, &error);
+    assert_non_null(expect);
+    return expect;
+}
+
+/* Runs `colac COMMAND models/…` on the case, with its sizes; standard output into `output`. */
+static void run_case(const Case *c, const char *command, const char *more, Text *output) {
+    json_t *expect = expectation(c), *dims = json_object_get(expect, "dims");
+    Text line = {0};
+    text_printf(&line, "%s %s models/%s.cola %s --weights tests/oracle/%s/init.safetensors "
+                       "--data tests/oracle/%s/tokens.bin --order sequential --names hf --json %s",
+                colac(), command, c->model, c->options, c->name, c->name, more);
+    static const char *const sizes[] = {"V", "D", "H", "L", "F", "S", "B"};
+    for (int i = 0; i < COUNT_OF(sizes); i++)
+        if (json_object_get(dims, sizes[i]))
+            text_printf(&line, " -D %s=%lld", sizes[i],
+                        (long long)json_integer_value(json_object_get(dims, sizes[i])));
+    FILE *pipe = popen(text_string(&line), "r");
+    assert_non_null(pipe);
+    char buffer[4096];
+    for (size_t got; (got = fread(buffer, 1, sizeof buffer, pipe)) > 0;)
+        text_append(output, buffer, got);
+    int code = pclose(pipe);
+    if (code)
+        print_error("%s\n", text_string(&line));
+    assert_int_equal(code, 0);
+    text_free(&line);
+    json_decref(expect);
+}
+
+/* Norm of the difference over norm, for every tensor of `expected_path`. */
+static void compare_tensors(const char *got_path, const char *expected_path, double bound) {
+    Diagnostics *diagnostics = diagnostics_new();
+    TensorFile *got = tensor_file_open(got_path, diagnostics);
+    TensorFile *expected = tensor_file_open(expected_path, diagnostics);
+    diagnostics_print(diagnostics, stdout);
+    assert_non_null(got);
+    assert_non_null(expected);
+    double worst = 0;
+    for (int i = 0; i < tensor_file_count(expected); i++) {
+        const Tensor *want = tensor_file_at(expected, i), *have = tensor_file_find(got, want->name);
+        if (!have)
+            print_error("%s: no tensor %s\n", got_path, want->name);
+        assert_non_null(have);
+        assert_int_equal(want->rank, have->rank);
+        for (int axis = 0; axis < want->rank; axis++)
+            assert_int_equal(want->shape[axis], have->shape[axis]);
+        double *a = checked_alloc((size_t)want->elements * sizeof *a);
+        double *b = checked_alloc((size_t)want->elements * sizeof *b);
+        tensor_file_read(expected, want, 0, want->elements, a);
+        tensor_file_read(got, have, 0, have->elements, b);
+        double difference = 0, norm = 0;
+        for (int64_t j = 0; j < want->elements; j++) {
+            difference += (a[j] - b[j]) * (a[j] - b[j]);
+            norm += a[j] * a[j];
+        }
+        double relative = sqrt(difference) / sqrt(norm);
+        if (!(relative <= bound))
+            print_error("%s: %s differs by %g, more than %g\n", got_path, want->name, relative,
+                        bound);
+        assert_true(relative <= bound);
+        worst = relative > worst ? relative : worst;
+        free(a);
+        free(b);
+    }
+    print_message("%s: worst tensor %.2g (bound %.0g)\n", expected_path, worst, bound);
+    tensor_file_close(got);
+    tensor_file_close(expected);
+    diagnostics_free(diagnostics);
+}
+
+static void close_to(double got, double expected, double bound, const char *what, int step) {
+    if (!(fabs(got - expected) <= bound * fabs(expected)))
+        print_error("%s at step %d: %.12g, expected %.12g\n", what, step, got, expected);
+    assert_true(fabs(got - expected) <= bound * fabs(expected));
+}
+
+static void check_grad(const Case *c, const char *device, double loss_bound, double bound) {
+    char more[256], got[128], expected[128];
+    snprintf(got, sizeof got, "%s/grad_%s.safetensors", folder, c->name);
+    snprintf(expected, sizeof expected, "tests/oracle/%s/grads.safetensors", c->name);
+    snprintf(more, sizeof more, "--device %s -o %s", device, got);
+    Text output = {0};
+    run_case(c, "grad", more, &output);
+    json_t *object = json_loads(text_string(&output), JSON_DISABLE_EOF_CHECK, NULL);
+    json_t *expect = expectation(c);
+    close_to(json_number_value(json_object_get(object, "loss")),
+             json_real_value(json_array_get(json_object_get(expect, "loss"), 0)), loss_bound,
+             "loss", 1);
+    compare_tensors(got, expected, bound);
+    json_decref(object);
+    json_decref(expect);
+    text_free(&output);
+}
+
+static void check_train(const Case *c, const char *device, double bound, double weight_bound) {
+    char more[256], got[128], expected[128];
+    snprintf(more, sizeof more,
+             "--device %s --recipe tests/oracle/recipe.cola:oracle --steps 10 --out %s/%s_%s",
+             device, folder, c->name, device);
+    snprintf(got, sizeof got, "%s/%s_%s/weights.safetensors", folder, c->name, device);
+    snprintf(expected, sizeof expected, "tests/oracle/%s/final.safetensors", c->name);
+    Text output = {0};
+    run_case(c, "train", more, &output);
+    json_t *expect = expectation(c);
+    int steps = 0;
+    for (char *line = strtok(output.data, "\n"); line; line = strtok(NULL, "\n")) {
+        json_t *object = json_loads(line, 0, NULL);
+        assert_non_null(object);
+        if (json_object_get(object, "step")) {
+            int step = (int)json_integer_value(json_object_get(object, "step"));
+            assert_int_equal(step, ++steps);
+            close_to(json_number_value(json_object_get(object, "loss")),
+                     json_real_value(
+                         json_array_get(json_object_get(expect, "loss"), (size_t)step - 1)),
+                     bound, "loss", step);
+            close_to(json_number_value(json_object_get(object, "grad_norm")),
+                     json_real_value(
+                         json_array_get(json_object_get(expect, "grad_norm"), (size_t)step - 1)),
+                     bound < 1e-9 ? bound : 1e-3, "gradient norm", step);
+        }
+        json_decref(object);
+    }
+    assert_int_equal(steps, 10);
+    if (weight_bound > 0)
+        compare_tensors(got, expected, weight_bound);
+    json_decref(expect);
+    text_free(&output);
+}
+
+static void gradients_in_f32(void **state) {
+    check_grad(*state, "cpu", 1e-6, 1e-5);
+}
+static void ten_losses_in_f32(void **state) {
+    check_train(*state, "cpu", 1e-5, 0);
+}
+static void gradients_by_interpreter(void **state) {
+    check_grad(*state, "interpreter", 1e-10, 1e-10);
+}
+static void ten_steps_by_interpreter(void **state) {
+    check_train(*state, "interpreter", 1e-10, 1e-10);
+}
+
+static int begin(void **state) {
+    (void)state;
+    snprintf(folder, sizeof folder, "/tmp/colac_oracle_XXXXXX");
+    return mkdtemp(folder) ? 0 : -1;
+}
+static int end(void **state) {
+    (void)state;
+    char line[128];
+    snprintf(line, sizeof line, "rm -rf %s", folder);
+    return system(line);
+}
+
+#define FOUR_TESTS(c)                                                                            \
+    {#c "_gradients_by_interpreter", gradients_by_interpreter, NULL, NULL, (void *)(intptr_t)&c}, \
+        {#c "_ten_steps_by_interpreter", ten_steps_by_interpreter, NULL, NULL,                   \
+         (void *)(intptr_t)&c},                                                                  \
+        {#c "_gradients_in_f32", gradients_in_f32, NULL, NULL, (void *)(intptr_t)&c}, {          \
+        #c "_ten_losses_in_f32", ten_losses_in_f32, NULL, NULL, (void *)(intptr_t)&c             \
+    }
+
+int main(void) {
+    const struct CMUnitTest tests[] = {FOUR_TESTS(llama_full), FOUR_TESTS(llama_gqa),
+                                       FOUR_TESTS(gpt2), FOUR_TESTS(llama_cola),
+                                       FOUR_TESTS(llama_cola_nogate)};
+    return cmocka_run_group_tests(tests, begin, end);
+}
