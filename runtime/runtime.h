@@ -228,9 +228,9 @@ bool token_data_fill(const TokenData *data, SampleOrder order, uint64_t seed, in
 /* ---- pack.c -------------------------------------------------------------------------------- */
 /* Bytes of the texts (plain, .gz, .dz; `-`: standard input) as uint16 tokens in llm.c shards
  * DIR/train_000.bin … and DIR/val_000.bin …, with DIR/data.json saying what made them.  About
- * every 20th block of 64 KiB is for validation, by a hash of its index; of a text with few blocks
- * the last one is, of a text with one block the last twentieth.  The folder appears whole or not
- * at all; one that exists and is not empty is refused. */
+ * every 20th block of 64 KiB is for validation, by a hash of its index; where that hits none, the
+ * last twentieth of the text (at most its last block).  The folder appears whole or not at all;
+ * one that exists and is not empty is refused. */
 typedef struct PackReport {
     int64_t train_tokens, validation_tokens;
     int files;
