@@ -111,6 +111,7 @@ char *arena_strdup(Arena *arena, const char *string) {
 }
 
 char *arena_printf(Arena *arena, const char *format, ...) {
+    INTERNAL_CHECK(format); /* else gcc with UBSan warns of a null format */
     va_list args, again;
     va_start(args, format);
     va_copy(again, args);

@@ -33,6 +33,7 @@ void text_puts(Text *text, const char *string) {
 }
 
 void text_vprintf(Text *text, const char *format, va_list args) {
+    INTERNAL_CHECK(format); /* else gcc with UBSan warns of a null format */
     va_list again;
     va_copy(again, args);
     int length = vsnprintf(NULL, 0, format, args);
