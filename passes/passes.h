@@ -4,13 +4,15 @@
  *   simplify.c   folding and dead code that change no bit
  *   factorize.c  a weight with one use, in a dot -> the plan's block in its place
  *   autodiff.c   reverse mode; `gradient += …`
+ *   tables.c     static transcendental values become states; the function `init` fills them
  *   update.c     slab order; the function `update`: norm, clip, optimizers, zeroed gradients;
- *                the function `eval`: the loss alone; the function `init`: static tables
+ *                the function `eval`: the loss alone
  *   layout.c     memory order of every value and state; product shapes; copies where needed
  *   views.c      how a value is read: through renames, splits, merges, picks to stored memory
  *   fuse.c       groups: which nodes run as one kernel
  *   schedule.c   order of execution that lowers the peak
  *   memory.c     offsets in one arena; in place where legal; the memory table
+ *   counts.c     dots, kernels, FLOPs of a finished module
  *
  * A pass is one file and one function, opens with what it needs, gives and reads from the plan and
  * one example, and rewrites the module in place.
@@ -59,6 +61,7 @@ bool run_named_passes(PassContext *context, const char *names, Stage *stage);
 bool pass_simplify(PassContext *context);
 bool pass_factorize(PassContext *context);
 bool pass_autodiff(PassContext *context);
+bool pass_tables(PassContext *context);
 bool pass_update(PassContext *context);
 bool pass_layout(PassContext *context);
 bool pass_fuse(PassContext *context);
@@ -71,18 +74,25 @@ bool pass_memory(PassContext *context);
  * of the contributions; adds a gradient state for every weight.  The gradient is of ΣE: `update`
  * divides by ΣW.  Adjoints have scope and ordinal of their primal, and name NULL. */
 
+/* ---- tables.c ------------------------------------------------------------------------------
+ * init(): values of `micro` that depend on constants and indices alone and hold a transcendental op
+ * over some axis become tables (role table, f32; evaluated once in double by the interpreter,
+ * rounded once), and `micro` reads the state instead.  Absent when there is none.  A value larger
+ * than the transcendental op in it (an expand of a cosine) is computed from the table. */
+
 /* ---- update.c ------------------------------------------------------------------------------
- * States in slab order: by optimizer group, then as declared; offsets multiples of 16 elements,
- * the same for a weight, its gradient and its moments.
- * update(step, lr, lr_1, …): step counts from 1; lr_g is the rate of optimizer group g.
+ * Every state gets its offset in the slab of its role: weights by optimizer group, then as
+ * declared, at multiples of 16 elements; a gradient and the moments have their weight's offset.
+ * update(step, lr, lr_1, …, micro_batches): step counts from 1; lr_g is the rate of optimizer group
+ * g (`lr`: of group 0).
  *   scale = 1 / weight_sum; norm = sqrt(Σ over groups of Σ g²) * scale (metric `grad_norm`);
  *   clip: factor = min(1, c / (norm + 1e-6)); g' = g * (scale * factor); optimizer; gradient = 0.
- *   Metrics: `loss` = loss_sum / weight_sum, then loss_sum = weight_sum = 0; observes likewise
- *   (their sums over micro-batches divided by the number of micro-batches: scalar `micro_batches`).
+ *   A group whose optimizer is element-wise is one flat window `slabG` over axis slabG.  g² is
+ *   summed in rows (a view of the window), so that the f32 sum of a large slab stays accurate.
+ *   Metrics: `loss` = loss_sum / weight_sum (0 where weight_sum is 0), `grad_norm`, and for every
+ *   sum `observe.X` its mean over micro-batches, `observed.X`; then the sums are set to 0.
  * eval(step, seed, sample0): the forward part of micro, `loss_sum +=`, `weight_sum +=`.
- * init(): values that depend on constants and indices alone and hold a transcendental op become
- *   tables (role table, evaluated once in double by the interpreter, rounded once); micro and eval
- *   read the state instead. */
+ * Without for_training `micro` itself becomes `eval`, and there is no update. */
 
 /* ---- layout.c ------------------------------------------------------------------------------
  * Every node gets an order, views and leaves too (the order in which they run through memory).
@@ -132,6 +142,11 @@ typedef struct View {
 /* False when the value has no such form (it is computed inside a group, or is a merge whose parts
  * are not neighbours in memory). */
 bool view_of(const Function *function, NodeId node, View *view);
+/* One step of it: turns the view of a rename's, split's, merge's, pick's or expand's input into
+ * that of the node.  False where there is none. */
+bool view_through(const Function *function, NodeId node, View *view);
+bool node_is_view(const Node *node);       /* index arithmetic: the four views and expand */
+bool node_can_be_stored(const Node *node); /* neither leaf nor view nor host scalar; copies are */
 int64_t view_stride(const View *view, AxisId axis); /* 0 where absent */
 /* The product shape of a dot from the views of its operands and the given view of its result.
  * False when an operand has no unit stride, in which case *blocking is 0, 1 or 2 (the result). */
@@ -147,7 +162,8 @@ View state_view(const Module *module, StateId state);
  * for bit with --no-fuse.  A node is one of
  *   leaf         const, scalar, input, state, index, random: read or made in place; group -1
  *   view         rename, split, merge, pick, and expand: index arithmetic; group -1
- *   host scalar  on_host: f64 ones are kernel arguments, others are computed from those in place
+ *   host scalar  on_host: f64 ones are kernel arguments, others are computed from those in place;
+ *                a copy of one (a constant written to a state) is computed like other copies
  *   computed     group >= 0; `stored`: has memory of its own in the arena
  *   recomputed   a map with group -1, never stored: every group that reads it computes it again
  * What a group does: it computes its *stores*, which are its members that are `stored` and the
@@ -194,14 +210,16 @@ typedef struct MemoryTable {
 } MemoryTable;
 MemoryTable memory_table(const Module *module);
 
+/* ---- counts.c ------------------------------------------------------------------------------ */
 /* Structure counts of a module after fuse, for `expect` lines of tests. */
 typedef struct StructureCounts {
     int dots, kernels, copies, nodes;
 } StructureCounts;
 StructureCounts structure_counts(const Module *module, const char *function);
 
-/* FLOPs a token (design 9): products inside blocks with whole squares; head: products in the
- * model's own scope; executed: all ops as run. */
+/* FLOPs a token of `micro` (of `eval` where there is no micro), design 9.  forward, backward,
+ * recompute: products inside blocks with whole squares; head: products in the model's own scope,
+ * forward and backward; executed: all ops of the function, each once. */
 typedef struct FlopTable {
     double forward, backward, recompute, head, executed;
 } FlopTable;
