@@ -1,0 +1,504 @@
+/* passes/autodiff.c: reverse mode.
+ *
+ *   needs   a graph with a function `micro` that writes `loss_sum +=` (E, the sum of losses)
+ *   gives   a gradient state for every weight, and `gradient W += …` in `micro`, one write a
+ *           contribution
+ *   plan    reads nothing of it
+ *   example y = dot x w from(D); loss_sum += sum(y)
+ *           gives gradient w += dot(y_adj, x; B,S), with y_adj = expand(1)
+ *
+ * x_adj is the adjoint of x: the derivative of E by x, with exactly x's axes and dtype.  Nodes
+ * are visited from E backwards; when one is reached, its adjoint is complete, and its op's rule
+ * hands contributions to its inputs.  Only nodes that lie between a weight and E take part. The
+ * rules are dispatched through the op table: an op whose rule is missing does not compile. */
+#include "passes/passes.h"
+
+typedef struct Reverse {
+    Function *function;
+    Builder b;
+    NodeId *adjoint; /* by primal: the sum of what was contributed so far; -1 */
+    bool *active;    /* by primal: lies between a weight and E */
+} Reverse;
+
+static Type type_at(const Reverse *r, NodeId id) {
+    return node_at(r->function, id)->type;
+}
+
+/* ---- what rules are written with -----------------------------------------------------------
+ */
+
+/* Does input i take part?  Nodes made next are (part of) its adjoint. */
+static bool toward(Reverse *r, const Node *node, int i) {
+    r->b.adjoint_of = node->inputs[i];
+    return r->active[node->inputs[i]];
+}
+
+static StateId gradient_of(const Reverse *r, NodeId weight_read) {
+    const Module *module = r->function->module;
+    const State *weight = &module->states.data[node_at(r->function, weight_read)->attr.integer];
+    return module_find_state(module, weight->path, ROLE_GRADIENT, 0);
+}
+
+static NodeId add_adjoints(Reverse *r, NodeId primal, NodeId sum, NodeId value) {
+    const Node *target = node_at(r->function, primal);
+    Builder b = r->b;
+    b.scope = target->scope;
+    b.span = target->span;
+    b.adjoint_of = primal;
+    return build_2(&b, OP_ADD, sum, value);
+}
+
+/* Adds a contribution to the adjoint of a value: a write of its own where that is a weight. */
+static void contribute(Reverse *r, NodeId primal, NodeId value) {
+    const Node *target = node_at(r->function, primal);
+    if (!type_equal(target->type, type_at(r, value)))
+        internal_error("a contribution to the adjoint of %%%d, a %s, has another type", primal,
+                       op_info[target->op].name);
+    if (target->op == OP_STATE) {
+        StateId gradient = gradient_of(r, primal);
+        Write write = {gradient, build_cast(&r->b, value, TYPE_F32), .add = true};
+        array_push(&r->function->writes, write);
+    } else {
+        NodeId sum = r->adjoint[primal];
+        r->adjoint[primal] = sum < 0 ? value : add_adjoints(r, primal, sum, value);
+    }
+}
+
+/* The same for input i of a node. */
+static void give(Reverse *r, const Node *node, int i, NodeId value) {
+    contribute(r, node->inputs[i], value);
+}
+
+/* A constant of the dtype of value `like`. */
+static NodeId number(Reverse *r, double value, NodeId like) {
+    return build_const(&r->b, type_at(r, like).dtype, value);
+}
+
+static NodeId mul(Reverse *r, NodeId x, NodeId y) {
+    return build_2(&r->b, OP_MUL, x, y);
+}
+
+static NodeId map(Reverse *r, Op op, NodeId x) {
+    return build_1(&r->b, op, x);
+}
+
+/* value where the condition holds, else 0: also where the value is infinite or no number. */
+static NodeId only_where(Reverse *r, NodeId condition, NodeId value) {
+    return build_3(&r->b, OP_WHERE, condition, value, number(r, 0, value));
+}
+
+static NodeId elsewhere(Reverse *r, NodeId condition, NodeId value) {
+    return build_3(&r->b, OP_WHERE, condition, number(r, 0, value), value);
+}
+
+/* Axes of `outer` that `inner` lacks. */
+static int missing_axes(Type outer, Type inner, AxisId *axes) {
+    int count = 0;
+    for (int i = 0; i < outer.rank; i++)
+        if (!type_has(inner, outer.axes[i]))
+            axes[count++] = outer.axes[i];
+    return count;
+}
+
+/* ---- rules: maps of one --------------------------------------------------------------------
+ * In each, y = op(a, b, c) is the primal, `result` its id, and g its adjoint. */
+#define RULE(name)                                                                             \
+    static void adjoint_##name(Reverse *r, const Node *y, NodeId result, NodeId g)
+#define UNUSED(parameter) ((void)(parameter))
+
+/* a += -g */
+RULE(NEG) {
+    UNUSED(result);
+    if (toward(r, y, 0))
+        give(r, y, 0, map(r, OP_NEG, g));
+}
+
+/* a += g sign(a) */
+RULE(ABS) {
+    UNUSED(result);
+    if (toward(r, y, 0))
+        give(r, y, 0, mul(r, g, map(r, OP_SIGN, y->inputs[0])));
+}
+
+/* a += g y */
+RULE(EXP) {
+    if (toward(r, y, 0))
+        give(r, y, 0, mul(r, g, result));
+}
+
+/* a += g / a */
+RULE(LOG) {
+    UNUSED(result);
+    if (toward(r, y, 0))
+        give(r, y, 0, build_2(&r->b, OP_DIV, g, y->inputs[0]));
+}
+
+/* a += g / 2 / y */
+RULE(SQRT) {
+    if (toward(r, y, 0))
+        give(r, y, 0, build_2(&r->b, OP_DIV, mul(r, g, number(r, 0.5, g)), result));
+}
+
+/* a += g (1 - y²) */
+RULE(TANH) {
+    if (toward(r, y, 0))
+        give(r, y, 0,
+             mul(r, g, build_2(&r->b, OP_SUB, number(r, 1, g), mul(r, result, result))));
+}
+
+/* a += g y (1 - y) */
+RULE(SIGMOID) {
+    if (toward(r, y, 0)) {
+        NodeId rest = build_2(&r->b, OP_SUB, number(r, 1, g), result);
+        give(r, y, 0, mul(r, g, mul(r, result, rest)));
+    }
+}
+
+/* a += g 2/sqrt(pi) exp(-a²) */
+RULE(ERF) {
+    UNUSED(result);
+    if (toward(r, y, 0)) {
+        NodeId bell = map(r, OP_EXP, map(r, OP_NEG, mul(r, y->inputs[0], y->inputs[0])));
+        give(r, y, 0, mul(r, g, mul(r, bell, number(r, 1.1283791670955125739, g))));
+    }
+}
+
+/* a += g cos(a) */
+RULE(SIN) {
+    UNUSED(result);
+    if (toward(r, y, 0))
+        give(r, y, 0, mul(r, g, map(r, OP_COS, y->inputs[0])));
+}
+
+/* a += -g sin(a) */
+RULE(COS) {
+    UNUSED(result);
+    if (toward(r, y, 0))
+        give(r, y, 0, map(r, OP_NEG, mul(r, g, map(r, OP_SIN, y->inputs[0]))));
+}
+
+/* a += g, in a's dtype */
+RULE(CAST) {
+    UNUSED(result);
+    if (toward(r, y, 0))
+        give(r, y, 0, build_cast(&r->b, g, type_at(r, y->inputs[0]).dtype));
+}
+
+/* a += g */
+RULE(COPY) {
+    UNUSED(result);
+    if (toward(r, y, 0))
+        give(r, y, 0, g);
+}
+
+/* ---- rules: maps of two and three ----------------------------------------------------------
+ */
+
+/* a += g; b += g */
+RULE(ADD) {
+    UNUSED(result);
+    for (int i = 0; i < 2; i++)
+        if (toward(r, y, i))
+            give(r, y, i, g);
+}
+
+/* a += g; b += -g */
+RULE(SUB) {
+    UNUSED(result);
+    if (toward(r, y, 0))
+        give(r, y, 0, g);
+    if (toward(r, y, 1))
+        give(r, y, 1, map(r, OP_NEG, g));
+}
+
+/* a += g b; b += g a */
+RULE(MUL) {
+    UNUSED(result);
+    for (int i = 0; i < 2; i++)
+        if (toward(r, y, i))
+            give(r, y, i, mul(r, g, y->inputs[1 - i]));
+}
+
+/* a += g / b; b += -(g / b) y */
+RULE(DIV) {
+    if (toward(r, y, 0))
+        give(r, y, 0, build_2(&r->b, OP_DIV, g, y->inputs[1]));
+    if (toward(r, y, 1)) {
+        NodeId quotient = build_2(&r->b, OP_DIV, g, y->inputs[1]);
+        give(r, y, 1, map(r, OP_NEG, mul(r, quotient, result)));
+    }
+}
+
+/* g to the side that was chosen, half of it to each at a tie */
+static void adjoint_choice(Reverse *r, const Node *y, NodeId g) {
+    for (int i = 0; i < 2; i++) {
+        if (!toward(r, y, i))
+            continue;
+        NodeId mine = y->inputs[i], other = y->inputs[1 - i];
+        NodeId chosen = y->op == OP_MAXIMUM ? build_2(&r->b, OP_LT, other, mine)
+                                            : build_2(&r->b, OP_LT, mine, other);
+        NodeId tie = build_2(&r->b, OP_EQ, y->inputs[0], y->inputs[1]);
+        NodeId half = only_where(r, tie, mul(r, g, number(r, 0.5, g)));
+        give(r, y, i, build_3(&r->b, OP_WHERE, chosen, g, half));
+    }
+}
+
+RULE(MAXIMUM) {
+    UNUSED(result);
+    adjoint_choice(r, y, g);
+}
+
+RULE(MINIMUM) {
+    UNUSED(result);
+    adjoint_choice(r, y, g);
+}
+
+/* b += where(a, g, 0); c += where(a, 0, g) */
+RULE(WHERE) {
+    UNUSED(result);
+    if (toward(r, y, 1))
+        give(r, y, 1, only_where(r, y->inputs[0], g));
+    if (toward(r, y, 2))
+        give(r, y, 2, elsewhere(r, y->inputs[0], g));
+}
+
+/* a += g b; b += g a; c += g */
+RULE(FMA) {
+    UNUSED(result);
+    for (int i = 0; i < 2; i++)
+        if (toward(r, y, i))
+            give(r, y, i, mul(r, g, y->inputs[1 - i]));
+    if (toward(r, y, 2))
+        give(r, y, 2, g);
+}
+
+/* ---- rules: axes ---------------------------------------------------------------------------
+ */
+
+/* a += sum(g) over the axes that the expansion added */
+RULE(EXPAND) {
+    UNUSED(result);
+    if (toward(r, y, 0))
+        give(r, y, 0, build_reduce(&r->b, OP_SUM, g, y->attr.to, y->attr.to_count));
+}
+
+RULE(RENAME) {
+    UNUSED(result);
+    if (toward(r, y, 0))
+        give(r, y, 0, build_rename(&r->b, g, y->attr.to[0], y->attr.from[0]));
+}
+
+RULE(SPLIT) {
+    UNUSED(result);
+    if (toward(r, y, 0))
+        give(r, y, 0, build_merge(&r->b, g, y->attr.to, y->attr.to_count, y->attr.from[0]));
+}
+
+RULE(MERGE) {
+    UNUSED(result);
+    if (toward(r, y, 0))
+        give(r, y, 0, build_split(&r->b, g, y->attr.to[0], y->attr.from, y->attr.from_count));
+}
+
+/* a += g at the picked position, 0 at the others */
+RULE(PICK) {
+    UNUSED(result);
+    if (toward(r, y, 0)) {
+        NodeId position = build_const(&r->b, TYPE_I32, (double)y->attr.integer);
+        NodeId index = build_index(&r->b, y->attr.from[0]);
+        give(r, y, 0, only_where(r, build_2(&r->b, OP_EQ, index, position), g));
+    }
+}
+
+/* each part += its slice of g */
+RULE(STACK) {
+    UNUSED(result);
+    for (int i = 0; i < y->input_count; i++)
+        if (toward(r, y, i))
+            give(r, y, i, build_pick(&r->b, g, y->attr.to[0], i));
+}
+
+/* ---- rules: sums and products --------------------------------------------------------------
+ */
+
+/* a += g along the summed axes */
+RULE(SUM) {
+    UNUSED(result);
+    if (toward(r, y, 0))
+        give(r, y, 0, build_expand(&r->b, g, type_at(r, y->inputs[0])));
+}
+
+/* a += g / (number of maxima) at the maxima, 0 elsewhere */
+RULE(MAX) {
+    if (!toward(r, y, 0))
+        return;
+    NodeId a = y->inputs[0];
+    NodeId is_largest = build_2(&r->b, OP_EQ, a, result);
+    NodeId ones = build_cast(&r->b, is_largest, type_at(r, a).dtype);
+    NodeId count = build_reduce(&r->b, OP_SUM, ones, y->attr.from, y->attr.from_count);
+    give(r, y, 0, only_where(r, is_largest, build_2(&r->b, OP_DIV, g, count)));
+}
+
+/* a += dot(g, b) over the axes that only b brought to y; for b likewise.  Where there are none
+ * that product sums nothing: it is a map. */
+RULE(DOT) {
+    UNUSED(result);
+    for (int i = 0; i < 2; i++) {
+        if (!toward(r, y, i))
+            continue;
+        NodeId other = y->inputs[1 - i];
+        AxisId summed[MAX_AXES];
+        int count = missing_axes(type_at(r, other), type_at(r, y->inputs[i]), summed);
+        give(r, y, i, count ? build_dot(&r->b, g, other, summed, count) : mul(r, g, other));
+    }
+}
+
+/* The table's row at every position += g there: a scatter over the axes that only the index
+ * brought; where it brought none, each row meets one position, and that is a map. */
+RULE(GATHER) {
+    UNUSED(result);
+    if (!toward(r, y, 0))
+        return;
+    AxisId rows = y->attr.from[0], summed[MAX_AXES];
+    Type rest = type_without(type_at(r, y->inputs[0]), rows);
+    int count = missing_axes(type_at(r, y->inputs[1]), rest, summed);
+    if (count) {
+        /* The scatter wants the value along all axes of the index, as g is. */
+        give(r, y, 0, build_scatter_add(&r->b, y->inputs[1], g, rows, summed, count));
+    } else {
+        NodeId met = build_2(&r->b, OP_EQ, build_index(&r->b, rows), y->inputs[1]);
+        give(r, y, 0, only_where(r, met, g));
+    }
+}
+
+/* A weight's contributions were written when they were given. */
+RULE(STATE) {
+    UNUSED(r), UNUSED(y), UNUSED(result), UNUSED(g);
+}
+
+/* Spelled out in the op table: nothing flows through. */
+RULE(NONE) {
+    UNUSED(r), UNUSED(y), UNUSED(result), UNUSED(g);
+}
+
+typedef void (*AdjointRule)(Reverse *r, const Node *y, NodeId result, NodeId g);
+static const AdjointRule rules[OP_COUNT] = {
+#define OP(enumerator, name, arity, axes, dtype, attributes, gradient, ...)                    \
+    [enumerator] = adjoint_##gradient,
+#include "ir/ops.def"
+#undef OP
+};
+
+/* ---- which nodes take part -----------------------------------------------------------------
+ */
+
+/* Depends on a weight through ops that have a gradient, and reaches E. */
+static void mark_active(Reverse *r, NodeId loss) {
+    const Module *module = r->function->module;
+    for (NodeId id = 0; id <= loss; id++) {
+        const Node *node = node_at(r->function, id);
+        if (node->op == OP_STATE)
+            r->active[id] = module->states.data[node->attr.integer].role == ROLE_WEIGHT;
+        else if (op_info[node->op].gradient != GRADIENT_NONE &&
+                 dtype_is_float(node->type.dtype))
+            for (int i = 0; i < node->input_count; i++)
+                r->active[id] |= r->active[node->inputs[i]];
+    }
+    bool *reaches = checked_alloc((size_t)loss + 1);
+    reaches[loss] = true;
+    for (NodeId id = loss; id >= 0; id--) {
+        r->active[id] &= reaches[id];
+        const Node *node = node_at(r->function, id);
+        for (int i = 0; r->active[id] && i < node->input_count; i++)
+            reaches[node->inputs[i]] = true;
+    }
+    free(reaches);
+}
+
+static void add_gradient_states(Module *module) {
+    int64_t count = module->states.count;
+    for (int64_t id = 0; id < count; id++) {
+        State gradient = module->states.data[id];
+        if (gradient.role != ROLE_WEIGHT)
+            continue;
+        gradient.role = ROLE_GRADIENT;
+        gradient.dtype = TYPE_F32;
+        gradient.init = (Init){.kind = INIT_ZEROS};
+        gradient.weight = (StateId)id;
+        module_state(module, gradient);
+    }
+}
+
+/* ---- the pass ------------------------------------------------------------------------------
+ */
+
+static void propagate(Reverse *r, NodeId loss) {
+    if (r->active[loss])
+        contribute(r, loss, build_const(&r->b, TYPE_F32, 1));
+    for (NodeId id = loss; id >= 0; id--) {
+        if (!r->active[id] || r->adjoint[id] < 0)
+            continue;
+        Node node = *node_at(r->function, id); /* a copy: the rules add nodes */
+        r->b.scope = node.scope;
+        r->b.span = node.span;
+        rules[node.op](r, &node, id, r->adjoint[id]);
+    }
+}
+
+/* E: the value of `loss_sum +=`; -1. */
+static NodeId find_loss(const Function *micro) {
+    for (int64_t i = 0; micro && i < micro->writes.count; i++) {
+        const Write *write = &micro->writes.data[i];
+        const State *state = &micro->module->states.data[write->state];
+        if (write->add && state->role == ROLE_METRIC && strcmp(state->path, "loss_sum") == 0)
+            return write->value;
+    }
+    return -1;
+}
+
+/* A weight that E does not depend on is most likely a mistake in the model. */
+static void warn_of_idle_weights(const PassContext *context, const Reverse *r) {
+    const Module *module = context->module;
+    bool *reached = checked_alloc((size_t)module->states.count);
+    for (int64_t i = 0; i < r->function->writes.count; i++)
+        reached[r->function->writes.data[i].state] = true;
+    for (int64_t id = 0; id < module->states.count; id++) {
+        const State *state = &module->states.data[id];
+        if (state->role == ROLE_GRADIENT && !reached[id])
+            warning_at(context->diagnostics, state->span,
+                       "the loss does not depend on `%s`: it will not learn", state->path);
+    }
+    free(reached);
+}
+
+bool pass_autodiff(PassContext *context) {
+    if (context->compilation && !context->for_training)
+        return true;
+    Module *module = context->module;
+    Function *micro = module_find_function(module, "micro");
+    NodeId loss = find_loss(micro);
+    if (loss < 0 || !type_equal(node_at(micro, loss)->type, (Type){.dtype = TYPE_F32})) {
+        error_in_file(context->diagnostics, "autodiff",
+                      "needs a function `micro` that adds an f32 value to metric `loss_sum`");
+        return false;
+    }
+    for (int64_t id = 0; id < module->states.count; id++)
+        if (module->states.data[id].role == ROLE_GRADIENT) {
+            error_in_file(context->diagnostics, "autodiff", "the module has gradients already");
+            return false;
+        }
+    add_gradient_states(module);
+    size_t count = (size_t)micro->nodes.count;
+    Reverse r = {.function = micro,
+                 .b = builder(micro),
+                 .adjoint = checked_alloc(count * sizeof *r.adjoint),
+                 .active = checked_alloc(count * sizeof *r.active)};
+    for (size_t i = 0; i < count; i++)
+        r.adjoint[i] = -1;
+    mark_active(&r, loss);
+    propagate(&r, loss);
+    warn_of_idle_weights(context, &r);
+    free(r.adjoint);
+    free(r.active);
+    return true;
+}

@@ -1,0 +1,72 @@
+/* passes/counts.c: what a module amounts to: dots, kernels, FLOPs. */
+#include "passes/passes.h"
+
+StructureCounts structure_counts(const Module *module, const char *function_name) {
+    StructureCounts counts = {0};
+    const Function *function = module_find_function(module, function_name);
+    if (!function)
+        return counts;
+    counts.nodes = (int)function->nodes.count;
+    for (int64_t id = 0; id < function->nodes.count; id++) {
+        counts.dots += function->nodes.data[id].op == OP_DOT;
+        counts.copies += function->nodes.data[id].op == OP_COPY;
+    }
+    for (int64_t i = 0; i < function->groups.count; i++)
+        counts.kernels += function->groups.data[i].kind != GROUP_PRODUCT;
+    return counts;
+}
+
+/* Nodes that the metrics need: the forward part. */
+static bool *mark_forward(const Function *function) {
+    bool *forward = checked_alloc((size_t)function->nodes.count * sizeof *forward);
+    for (int64_t i = 0; i < function->writes.count; i++) {
+        const Write *write = &function->writes.data[i];
+        if (function->module->states.data[write->state].role == ROLE_METRIC)
+            forward[write->value] = true;
+    }
+    for (int64_t id = function->nodes.count - 1; id >= 0; id--) {
+        const Node *node = &function->nodes.data[id];
+        for (int i = 0; i < node->input_count && forward[id]; i++)
+            forward[node->inputs[i]] = true;
+    }
+    return forward;
+}
+
+/* FLOPs of one node: a term of a sum or product is a unit of it, an element of anything else.
+ */
+static double node_flops(const Function *function, const Node *node) {
+    const Module *module = function->module;
+    double elements = (double)type_elements(module, node->type);
+    if (op_info[node->op].axis_rule == AXES_DOT || op_info[node->op].axis_rule == AXES_REDUCE)
+        elements *= (double)axes_elements(module, node->attr.from, node->attr.from_count);
+    if (op_info[node->op].axis_rule == AXES_SCATTER)
+        elements = (double)type_elements(module, node_at(function, node->inputs[1])->type);
+    return elements * op_info[node->op].flops;
+}
+
+FlopTable flop_table(const Module *module, int64_t tokens) {
+    FlopTable table = {0};
+    const Function *function = module_find_function(module, "micro");
+    if (!function)
+        function = module_find_function(module, "eval");
+    if (!function || tokens < 1)
+        return table;
+    bool *forward = mark_forward(function);
+    for (int64_t id = 0; id < function->nodes.count; id++) {
+        const Node *node = &function->nodes.data[id];
+        double flops = node_flops(function, node) / (double)tokens;
+        table.executed += flops;
+        if (node->op != OP_DOT)
+            continue;
+        if (node->clone)
+            table.recompute += flops;
+        else if (node->scope == 0)
+            table.head += flops;
+        else if (forward[id])
+            table.forward += flops;
+        else
+            table.backward += flops;
+    }
+    free(forward);
+    return table;
+}

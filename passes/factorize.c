@@ -1,0 +1,263 @@
+/* passes/factorize.c: the plan's block in the place of a weight's one product.
+ *
+ *   needs   the model's graph, before gradients exist
+ *   gives   dot(x, W; inputs of W) replaced by the block's value; the block's parameters in the
+ *           place of W among the states
+ *   plan    `factorize SELECTOR with BLOCK(arguments)`; a later directive wins over an earlier
+ * one example q = dot(x, wq; D) under `factorize **.wq with cola(R)` becomes q =
+ * dot(silu(dot(x, wq.A; D)), wq.B; R)
+ *
+ * The block's text is the front end's: expand_factorized.  Here it is found where it goes, and
+ * refused where W is not read by exactly one product. */
+#include "passes/passes.h"
+
+/* What becomes of one weight. */
+typedef struct Replacement {
+    const Factorize *by;  /* NULL: the weight stays */
+    NodeId read, product; /* its one read and the dot that reads it; -1 */
+    int uses;             /* of all its reads */
+    StateId first, end;   /* the states of its block */
+} Replacement;
+
+typedef struct Factorization {
+    PassContext *context;
+    Module *module;
+    const Function *micro;
+    Replacement *replacements; /* by state */
+    int64_t state_count;       /* before any was added */
+} Factorization;
+
+/* ---- where it applies ----------------------------------------------------------------------
+ */
+
+static void choose_directives(Factorization *f) {
+    const Compilation *compilation = f->context->compilation;
+    for (int i = 0; i < compilation->factorize_count; i++) {
+        const Factorize *factorize = &compilation->factorizes[i];
+        for (int j = 0; j < factorize->weight_count; j++)
+            f->replacements[factorize->weights[j]].by = factorize;
+    }
+}
+
+static void find_uses(Factorization *f) {
+    for (int64_t id = 0; id < f->micro->nodes.count; id++) {
+        const Node *node = &f->micro->nodes.data[id];
+        for (int i = 0; i < node->input_count; i++) {
+            const Node *read = node_at(f->micro, node->inputs[i]);
+            if (read->op != OP_STATE)
+                continue;
+            Replacement *replacement = &f->replacements[read->attr.integer];
+            replacement->uses++;
+            replacement->read = node->inputs[i];
+            replacement->product = (NodeId)id;
+        }
+    }
+}
+
+static const char *axes_of(const Factorization *f, const AxisId *axes, int count) {
+    Type type = type_of(TYPE_F32, axes, count);
+    return type_text(f->module, type, f->module->arena) + strlen(dtype_name(TYPE_F32));
+}
+
+static Diagnostic *refuse(const Factorization *f, StateId weight, const char *why) {
+    const State *state = &f->module->states.data[weight];
+    const Replacement *replacement = &f->replacements[weight];
+    Diagnostic *error = error_at(f->context->diagnostics, replacement->by->directive->span,
+                                 "`%s` cannot be factorized: it %s", state->path, why);
+    note_at(error, state->span, "`%s` is declared here", state->path);
+    if (replacement->product >= 0)
+        note_at(error, node_at(f->micro, replacement->product)->span, "and used here");
+    return error;
+}
+
+/* What the weight is multiplied by: a block's x, so it has no axis of the block's result. */
+static bool check_other_operand(const Factorization *f, StateId weight, const Node *product) {
+    const State *state = &f->module->states.data[weight];
+    bool first = product->inputs[0] == f->replacements[weight].read;
+    const Node *other = node_at(f->micro, product->inputs[first]);
+    if (other->op == OP_STATE && f->replacements[other->attr.integer].by) {
+        refuse(f, weight, "is multiplied by a weight that is factorized too");
+        return false;
+    }
+    for (int i = 0; i < state->out_count; i++)
+        if (type_has(other->type, state->out[i])) {
+            refuse(f, weight, "shares an output axis with what it is multiplied by");
+            return false;
+        }
+    return true;
+}
+
+/* The weight's one use must be the product that sums exactly its inputs. */
+static bool check_product(const Factorization *f, StateId weight) {
+    const State *state = &f->module->states.data[weight];
+    const Replacement *replacement = &f->replacements[weight];
+    if (replacement->uses != 1) {
+        help(refuse(f, weight, replacement->uses ? "is used more than once" : "is never used"),
+             "a block takes the place of one product");
+        return false;
+    }
+    const Node *product = node_at(f->micro, replacement->product);
+    Type inputs = type_of(TYPE_F32, state->in, state->in_count);
+    Type summed = type_of(TYPE_F32, product->attr.from, product->attr.from_count);
+    if (product->op == OP_DOT && type_same_axes(inputs, summed))
+        return check_other_operand(f, weight, product);
+    Diagnostic *error =
+        product->op == OP_DOT
+            ? refuse(f, weight, "is in a product that does not sum its input axes")
+            : refuse(f, weight, "is used otherwise than in a product");
+    help(error, "its inputs are %s: a block takes the place of dot(x, %s; those)",
+         axes_of(f, state->in, state->in_count), state->path);
+    return false;
+}
+
+/* ---- rewriting -----------------------------------------------------------------------------
+ */
+
+/* What the product was bound to, its value is bound to now. */
+static void take_name(Function *fresh, NodeId value, int64_t known, const Node *product) {
+    if (product->name && value >= known)
+        fresh->nodes.data[value].name = product->name;
+}
+
+static bool replace_product(Factorization *f, Rebuild *r, NodeId id, StateId weight) {
+    Replacement *replacement = &f->replacements[weight];
+    const Node *product = node_at(r->old, id);
+    NodeId x = product->inputs[product->inputs[0] == replacement->read];
+    int64_t known = r->fresh->nodes.count;
+    replacement->first = (StateId)f->module->states.count;
+    NodeId value = expand_factorized(f->context->compilation, r->fresh, replacement->by, weight,
+                                     r->map[x]);
+    replacement->end = (StateId)f->module->states.count;
+    if (value < 0)
+        return false;
+    INTERNAL_CHECK(type_equal(node_at(r->fresh, value)->type, product->type));
+    r->map[id] = value;
+    take_name(r->fresh, value, known, product);
+    return true;
+}
+
+/* The weight whose product the node is and gives up; -1. */
+static StateId replaced_weight(const Factorization *f, NodeId id) {
+    const Node *node = node_at(f->micro, id);
+    for (int i = 0; node->op == OP_DOT && i < 2; i++) {
+        const Node *read = node_at(f->micro, node->inputs[i]);
+        if (read->op == OP_STATE && read->attr.integer < f->state_count &&
+            f->replacements[read->attr.integer].by)
+            return (StateId)read->attr.integer;
+    }
+    return -1;
+}
+
+static bool rewrite_micro(Factorization *f) {
+    Rebuild r = rebuild_begin(f->module, f->micro);
+    bool done = true;
+    for (int64_t id = 0; id < r.old->nodes.count; id++) {
+        StateId weight = done ? replaced_weight(f, (NodeId)id) : -1;
+        if (weight >= 0)
+            done = replace_product(f, &r, (NodeId)id, weight);
+        if (r.map[id] < 0)
+            rebuild_copy(&r, (NodeId)id); /* after a failure too: the module stays whole */
+    }
+    rebuild_finish(&r);
+    return done;
+}
+
+/* ---- states --------------------------------------------------------------------------------
+ */
+
+/* The states that remain, each block's where its weight was. */
+static int64_t order_states(const Factorization *f, StateId *order) {
+    int64_t count = 0;
+    for (int64_t id = 0; id < f->state_count; id++) {
+        const Replacement *replacement = &f->replacements[id];
+        if (!replacement->by)
+            order[count++] = (StateId)id;
+        else
+            for (StateId added = replacement->first; added < replacement->end; added++)
+                order[count++] = added;
+    }
+    return count;
+}
+
+static void renumber_function(Module *module, Function *function, const StateId *moved) {
+    for (int64_t i = 0; i < function->writes.count; i++)
+        function->writes.data[i].state = moved[function->writes.data[i].state];
+    for (int64_t id = 0; id < function->nodes.count; id++) {
+        Node *node = &function->nodes.data[id];
+        if (node->op == OP_STATE)
+            node->attr.integer = moved[node->attr.integer];
+    }
+    /* Hashes cover the numbers: a copy enters all nodes anew. */
+    Rebuild r = rebuild_begin(module, function);
+    for (int64_t id = 0; id < r.old->nodes.count; id++)
+        rebuild_copy(&r, (NodeId)id);
+    rebuild_finish(&r);
+}
+
+/* The compilation's own list speaks of weights by number too: what is left of it. */
+static void renumber_directives(Compilation *compilation, const StateId *moved) {
+    for (int i = 0; i < compilation->factorize_count; i++) {
+        Factorize *factorize = &compilation->factorizes[i];
+        int kept = 0;
+        for (int j = 0; j < factorize->weight_count; j++)
+            if (moved[factorize->weights[j]] >= 0)
+                factorize->weights[kept++] = moved[factorize->weights[j]];
+        factorize->weight_count = kept;
+    }
+}
+
+/* Drops replaced weights and gives all others consecutive numbers. */
+static void renumber_states(Factorization *f) {
+    Module *module = f->module;
+    int64_t old_count = module->states.count;
+    StateId *order = checked_alloc((size_t)old_count * sizeof *order);
+    StateId *moved = checked_alloc((size_t)old_count * sizeof *moved);
+    State *old = checked_alloc((size_t)old_count * sizeof *old);
+    memcpy(old, module->states.data, (size_t)old_count * sizeof *old);
+    int64_t count = order_states(f, order);
+    for (int64_t i = 0; i < old_count; i++)
+        moved[i] = -1;
+    for (int64_t i = 0; i < count; i++)
+        moved[order[i]] = (StateId)i;
+    string_map_free(&module->state_by_key);
+    module->states.count = 0;
+    for (int64_t i = 0; i < count; i++) {
+        State state = old[order[i]];
+        state.weight = state.weight >= 0 ? moved[state.weight] : -1;
+        module_state(module, state);
+    }
+    /* No function reads a dropped weight any more: rewriting dropped its reads. */
+    for (int64_t i = 0; i < module->functions.count; i++)
+        renumber_function(module, module->functions.data[i], moved);
+    renumber_directives(f->context->compilation, moved);
+    free(order);
+    free(moved);
+    free(old);
+}
+
+/* ---- the pass ------------------------------------------------------------------------------
+ */
+
+bool pass_factorize(PassContext *context) {
+    Module *module = context->module;
+    if (context->compilation->factorize_count == 0)
+        return true;
+    Factorization f = {.context = context,
+                       .module = module,
+                       .micro = module_find_function(module, "micro"),
+                       .state_count = module->states.count};
+    INTERNAL_CHECK(f.micro);
+    f.replacements = checked_alloc((size_t)f.state_count * sizeof *f.replacements);
+    for (int64_t id = 0; id < f.state_count; id++)
+        f.replacements[id].read = f.replacements[id].product = -1;
+    choose_directives(&f);
+    find_uses(&f);
+    bool done = true;
+    for (int64_t id = 0; id < f.state_count; id++)
+        if (f.replacements[id].by)
+            done &= check_product(&f, (StateId)id);
+    if (done && (done = rewrite_micro(&f)))
+        renumber_states(&f);
+    free(f.replacements);
+    return done;
+}
