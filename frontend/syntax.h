@@ -54,9 +54,8 @@ struct Parser {
 
     /* The newline rule. */
     Bracket brackets[MAX_NESTING];
-    int depth;           /* open brackets */
-    int before_previous; /* kinds of the last two tokens that are not newlines */
-    int previous;
+    int depth;               /* open brackets */
+    int previous;            /* kind of the last token */
     bool previous_continues; /* an operator, `,` or `->`: no statement ends after it */
     bool in_plan;            /* inside a plan or recipe, where words open selectors */
 
@@ -87,8 +86,13 @@ void parser_recovered(Parser *parser);
 void parser_too_deep(Parser *parser, Span place);
 /* The innermost open bracket, or NULL. */
 const Bracket *parser_bracket(const Parser *parser);
-/* Does a selector begin after the previous token (so that `*` and `{` belong to it)? */
-bool parser_selector_may_begin(const Parser *parser);
+/* Does a selector begin after this kind of token, so that `*` and `{` belong to it?
+ * `in_choice`: the innermost bracket is a selector's brace; `in_plan`: inside a plan or recipe.
+ */
+bool selector_begins_after(int previous, bool in_choice, bool in_plan);
+/* Does no newline end a statement after this kind of token?  A `*` in a selector is no
+ * operator. */
+bool statement_goes_on_after(int kind, bool in_selector);
 
 /* ---- tree.c ---------------------------------------------------------------------------------
  */

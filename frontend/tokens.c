@@ -43,33 +43,33 @@ static bool inside_statement(const Parser *parser) {
     return bracket && bracket->kind != BRACKET_BODY;
 }
 
-static bool opens_selector(const Parser *parser, int kind) {
-    switch (kind) {
+bool selector_begins_after(int previous, bool in_choice, bool in_plan) {
+    switch (previous) {
     case '.':
     case ',':
     case TOKEN_ON:
         return true;
+    case '{':
+        return in_choice;
     case TOKEN_FACTORIZE:
     case TOKEN_RECOMPUTE:
     case TOKEN_KEEP:
-        return parser->in_plan;
+        return in_plan;
     default:
         return false;
     }
 }
 
-bool parser_selector_may_begin(const Parser *parser) {
+static bool selector_may_begin(const Parser *parser) {
     const Bracket *bracket = parser_bracket(parser);
-    if (parser->previous == '{')
-        return bracket && bracket->kind == BRACKET_CHOICE;
-    return opens_selector(parser, parser->previous);
+    bool in_choice = bracket && bracket->kind == BRACKET_CHOICE;
+    return selector_begins_after(parser->previous, in_choice, parser->in_plan);
 }
 
-/* May no statement end after this token?  A `*` that is part of a selector is no operator. */
-static bool continues(const Parser *parser, int kind) {
+bool statement_goes_on_after(int kind, bool in_selector) {
     switch (kind) {
     case '*':
-        return !parser_selector_may_begin(parser);
+        return !in_selector;
     case '+':
     case '-':
     case '/':
@@ -194,10 +194,10 @@ static Token open_bracket(Parser *parser, Token token) {
         return token;
     }
     Bracket bracket = {.span = token.span, .line = token.line};
-    bracket.kind = token.kind == '('                   ? BRACKET_ROUND
-                   : token.kind == '['                 ? BRACKET_SQUARE
-                   : parser_selector_may_begin(parser) ? BRACKET_CHOICE
-                                                       : BRACKET_BODY;
+    bracket.kind = token.kind == '('            ? BRACKET_ROUND
+                   : token.kind == '['          ? BRACKET_SQUARE
+                   : selector_may_begin(parser) ? BRACKET_CHOICE
+                                                : BRACKET_BODY;
     parser->brackets[parser->depth++] = bracket;
     return token;
 }
@@ -270,7 +270,7 @@ static Token next_balanced(Parser *parser) {
         if (parser->depth == 0 && (begins_item(token.kind) || token.kind == TOKEN_OPTIMIZER))
             parser->in_plan = token.kind == TOKEN_PLAN || token.kind == TOKEN_RECIPE;
 
-        bool continuing = continues(parser, token.kind);
+        bool continues = statement_goes_on_after(token.kind, selector_may_begin(parser));
         switch (token.kind) {
         case '(':
         case '[':
@@ -284,9 +284,8 @@ static Token next_balanced(Parser *parser) {
                 continue;
             break;
         }
-        parser->before_previous = parser->previous;
         parser->previous = token.kind;
-        parser->previous_continues = continuing;
+        parser->previous_continues = continues;
         return token;
     }
 }
