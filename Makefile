@@ -1,6 +1,8 @@
 # colac.  `make` builds build/colac, `make demo` trains on real text, `make test` runs all tests.
-# BUILD=dir builds elsewhere; CC=clang and EXTRA=-fsanitize=… work.
+# BUILD=dir builds elsewhere; CC=clang and EXTRA=-fsanitize=… work; V=1 shows the commands.
 BUILD ?= build
+V ?= 0
+SHOW = $(if $(filter 1,$(V)),,@echo "  $(1)" $@;)
 CC = gcc
 WARN = -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith \
        -Wcast-qual -Wvla -Werror
@@ -27,37 +29,37 @@ $(BUILD)/.packages-%:
 	@touch $@
 
 $(BUILD)/colac: $(BUILD)/driver/main.o $(BUILD)/libcolac.a
-	$(CC) $(CFLAGS) $(LDFLAGS) -rdynamic -o $@ $^ $(LDLIBS)
+	$(call SHOW,CC)$(CC) $(CFLAGS) $(LDFLAGS) -rdynamic -o $@ $^ $(LDLIBS)
 
 $(BUILD)/libcolac.a: $(OBJECTS) $(EMBEDDED_OBJECTS)
-	rm -f $@ && ar rcs $@ $^
+	$(call SHOW,AR)rm -f $@ && ar rcs $@ $^
 
 $(BUILD)/%.o: %.c | $(BUILD)/.packages-build
 	@mkdir -p $(@D)
-	$(CC) $(CFLAGS) -MMD -MP -c -o $@ $<
+	$(call SHOW,CC)$(CC) $(CFLAGS) -MMD -MP -c -o $@ $<
 
 $(BUILD)/frontend/parser.c: frontend/parser.y | $(BUILD)/.packages-build
 	@mkdir -p $(@D)
-	bison -Werror -Wcounterexamples -d -o $@ $<
+	$(call SHOW,BISON)bison -Werror -Wcounterexamples -d -o $@ $<
 
 $(BUILD)/frontend/lexer.c: frontend/lexer.l $(BUILD)/frontend/parser.c
-	flex -o $@ $<
+	$(call SHOW,FLEX)flex -o $@ $<
 
 $(BUILD)/frontend/lexer.o: WARN = -Wall
 $(BUILD)/frontend/parser.o: WARN = -Wall
 $(BUILD)/frontend/%.o: $(BUILD)/frontend/%.c
-	$(CC) $(CFLAGS) -MMD -MP -c -o $@ $<
+	$(call SHOW,CC)$(CC) $(CFLAGS) -MMD -MP -c -o $@ $<
 $(patsubst %.c,$(BUILD)/%.o,$(wildcard frontend/*.c)): $(BUILD)/frontend/parser.c
 
 # A text becomes `const char embedded_NAME[]` with a NUL after it (NAME: the file's name, . as _).
 $(BUILD)/%.embed.o: % | $(BUILD)/.packages-build
 	@mkdir -p $(@D)
-	printf '.section .rodata\n.global embedded_%s\nembedded_%s:\n.incbin "%s"\n.byte 0\n.section .note.GNU-stack,"",@progbits\n' \
+	$(call SHOW,EMBED)printf '.section .rodata\n.global embedded_%s\nembedded_%s:\n.incbin "%s"\n.byte 0\n.section .note.GNU-stack,"",@progbits\n' \
 	  $(subst .,_,$(notdir $<)) $(subst .,_,$(notdir $<)) $< | $(CC) -c -x assembler -o $@ -
 
 $(BUILD)/tests/%: tests/%.c $(BUILD)/libcolac.a | $(BUILD)/.packages-test
 	@mkdir -p $(@D)
-	$(CC) $(CFLAGS) -MMD -MP $(LDFLAGS) -rdynamic -o $@ $< $(BUILD)/libcolac.a -lcmocka $(LDLIBS)
+	$(call SHOW,CC)$(CC) $(CFLAGS) -MMD -MP $(LDFLAGS) -rdynamic -o $@ $< $(BUILD)/libcolac.a -lcmocka $(LDLIBS)
 
 tests: $(BUILD)/colac $(TESTS:%=$(BUILD)/tests/%)
 test: tests

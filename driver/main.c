@@ -41,11 +41,22 @@ static int unknown_command(const char *name) {
     return 2;
 }
 
+/* The op table as Markdown: docs/ops.md. */
+static int print_ops(void) {
+    Text text = {0};
+    ops_print_markdown(&text);
+    fputs(text_string(&text), stdout);
+    text_free(&text);
+    return 0;
+}
+
 int main(int argc, char **argv) {
     if (argc < 2) {
         print_usage(stderr);
         return 2;
     }
+    if (argc == 3 && !strcmp(argv[1], "help") && !strcmp(argv[2], "ops"))
+        return print_ops();
     if (!strcmp(argv[1], "--help") || !strcmp(argv[1], "-h") || !strcmp(argv[1], "help")) {
         const Command *about = argc > 2 ? find_command(argv[2]) : NULL;
         about ? print_command_usage(about, stdout) : print_usage(stdout);
