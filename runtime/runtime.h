@@ -86,6 +86,10 @@ void executor_free(Executor *executor);
 /* Initial values, counter-based on (seed, path, logical element in declared order); tables by the
  * interpreter. */
 void executor_initialize(Executor *executor, uint64_t seed);
+/* The same initial values of one weight, in declared order; the interpreter starts from them too. */
+void initial_values(const Module *module, StateId weight, uint64_t seed, float *values);
+/* From now on every run checks for NaN, as with ExecutorOptions.check_nan. */
+void executor_check_nan(Executor *executor);
 /* Values of a state in declared axis order (in then out axes), whatever its memory order. */
 void executor_read_state(const Executor *executor, StateId state, float *values);
 void executor_write_state(Executor *executor, StateId state, const float *values);
