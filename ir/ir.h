@@ -361,7 +361,9 @@ const char *ir_verify(const Module *module, Stage stage);
  * The grammar opens text.c.  Spans are not printed. */
 void ir_print(const Module *module, Stage stage, Text *out);
 /* Parses text printed by ir_print or written by hand.  What it returns passes ir_verify at the
- * stage that the text names.  Nodes keep their numbers; their spans point into the text.  On failure reports in `diagnostics` and returns NULL.  Never crashes on any bytes. */
+ * stage that the text names.  Nodes keep their numbers; their spans point into the source, which
+ * must live as long.  On failure reports in `diagnostics` and returns NULL.  Never crashes on any
+ * bytes. */
 Module *ir_parse(const Source *source, Diagnostics *diagnostics, Stage *stage);
 /* Graphviz form of one function. */
 void ir_print_dot(const Module *module, const Function *function, Text *out);
