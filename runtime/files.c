@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <jansson.h>
 #include <libgen.h>
 #include <signal.h>
 #include <sys/stat.h>
@@ -205,6 +206,16 @@ void new_file_abandon(NewFile *file) {
     free(file->path);
     free(file->buffer);
     free(file);
+}
+
+char *json_path(const char *path, Arena *arena) {
+    char *copy = arena_strdup(arena, path);
+    json_t *checked = json_string(path);
+    for (char *p = copy; !checked && *p; p++)
+        if ((unsigned char)*p > 127)
+            *p = '?';
+    json_decref(checked);
+    return copy;
 }
 
 bool make_folder(const char *path, Diagnostics *diagnostics) {

@@ -28,6 +28,7 @@ typedef struct Packing {
     int64_t pending_bytes; /* the block that is held back: it may have to be validation */
     unsigned char *pending, *block;
     json_t *sources;
+    Arena *arena;
     Diagnostics *diagnostics;
 } Packing;
 
@@ -185,7 +186,7 @@ static bool read_text(Packing *packing, const char *path, int64_t *filled) {
     }
     gzclose_r(text);
     json_array_append_new(packing->sources,
-                          json_pack("{s:o, s:I}", "path", json_string(path), "bytes",
+                          json_pack("{s:o, s:I}", "path", json_string(json_path(path, packing->arena)), "bytes",
                                     (json_int_t)bytes));
     return good;
 }
@@ -289,7 +290,7 @@ static bool publish_folder(Packing *packing) {
 
 bool data_pack_shards(const char *const *paths, int count, const char *directory,
                       int64_t shard_tokens, PackReport *report, Diagnostics *diagnostics) {
-    Packing packing = {.diagnostics = diagnostics};
+    Packing packing = {.diagnostics = diagnostics, .arena = arena_new()};
     bool begun = begin_folder(&packing, directory), good = begun;
     packing.pending = checked_alloc(2 * BLOCK_BYTES);
     packing.block = checked_alloc(2 * BLOCK_BYTES);
@@ -305,6 +306,7 @@ bool data_pack_shards(const char *const *paths, int count, const char *directory
     *report = (PackReport){packing.train.total, packing.validation.total,
                            packing.train.shards + packing.validation.shards};
     json_decref(packing.sources);
+    arena_free(packing.arena);
     free(packing.pending);
     free(packing.block);
     free(packing.temporary);

@@ -127,6 +127,8 @@ bool new_file_sync(NewFile *file, Diagnostics *diagnostics);
  * reporting, with nothing left behind. */
 bool new_file_publish(NewFile *file, Diagnostics *diagnostics);
 void new_file_abandon(NewFile *file); /* NULL is fine */
+/* A path as JSON can hold it: itself, or, where it is not UTF-8, with ? for its bytes above 127. */
+char *json_path(const char *path, Arena *arena);
 /* Creates a folder and those above it that are missing.  False after reporting. */
 bool make_folder(const char *path, Diagnostics *diagnostics);
 
@@ -323,6 +325,19 @@ typedef struct RunRecord {
     uint64_t seed;
     bool their_names;
 } RunRecord;
+/* How a run ended. */
+typedef struct RunEnd {
+    int64_t steps; /* done */
+    bool interrupted;
+    double final_loss, validation_loss; /* NaN: none */
+} RunEnd;
+/* Writes the folder of a run: everything is complete and synced under temporary names before the
+ * first file appears; the staged weights, which it takes over, appear last.  False after
+ * reporting. */
+bool run_write(const Compilation *compilation, const Mapping *mapping, const TrainOptions *options,
+               const RunEnd *end, NewFile *weights, Diagnostics *diagnostics);
+/* RUN/weights.safetensors */
+char *run_weights_path(const char *folder, Arena *arena);
 /* Memory in `arena`.  NULL after reporting: no such folder, no run in it, a damaged run.json. */
 RunRecord *run_open(const char *folder, Arena *arena, Diagnostics *diagnostics);
 
@@ -332,6 +347,7 @@ typedef struct StepFigures {
     int64_t step, steps;
     double loss, rate, gradient_norm;
     double validation_loss;      /* the latest; NaN: none yet */
+    bool validated;              /* it was measured after this update */
     int64_t tokens;              /* of this update */
     double seconds;              /* of this update */
     double flops;                /* of this update, as executed; 0: not known */
@@ -346,8 +362,11 @@ typedef struct Progress Progress;
  * error. */
 Progress *progress_new(bool json, double product_flops);
 void progress_step(Progress *progress, const StepFigures *figures);
-/* Ends the live line.  */
+/* Shows what has not been shown, and ends the live line. */
 void progress_end(Progress *progress);
+/* The same, and with `json` the last object: final_loss, val_loss (NaN: null), compile_s. */
+void progress_summary(Progress *progress, double final_loss, double validation_loss,
+                      double compile_seconds);
 void progress_free(Progress *progress);
 
 #endif

@@ -1,0 +1,603 @@
+/* runtime/trainer.c: pre-training, the gradients of one batch, evaluation.  Losses are summed in
+ * double over micro-batches: ΣE / ΣW. */
+#include "runtime/runtime.h"
+
+#include <errno.h>
+#include <math.h>
+#include <signal.h>
+#include <unistd.h>
+
+enum { MAX_VALIDATION_BATCHES = 50 };
+/* A fast product does tens of operations in the time that the machine copies a byte; a library that
+ * falls back to its reference loops does a fraction of one. */
+static const double LEAST_FLOPS_A_BYTE = 1;
+
+/* What train, run_grad and run_eval have in common: data, weights, an engine. */
+typedef struct Session {
+    const Compilation *compilation;
+    const Module *module;
+    const TrainOptions *options;
+    Diagnostics *diagnostics;
+    Arena *arena;
+    Mapping *mapping;
+    Engine *engine;
+    TokenData *data, *validation; /* validation NULL: the data has no such split */
+    int32_t **inputs;             /* one for each input of the module */
+    StateId loss_sum, weight_sum;
+    int64_t rows;                 /* B */
+    int64_t micro_batches;        /* of an update */
+} Session;
+
+/* ΣE and ΣW. */
+typedef struct LossSum {
+    double loss, weight;
+} LossSum;
+
+static double mean_loss(LossSum sum) {
+    return sum.weight != 0 ? sum.loss / sum.weight : 0;
+}
+
+/* ---- opening ------------------------------------------------------------------------------- */
+
+static bool check_batch(Session *session) {
+    const Recipe *recipe = &session->compilation->recipe;
+    session->rows = session->compilation->sequences;
+    session->micro_batches = recipe->batch / session->rows;
+    if (recipe->batch > 0 && recipe->batch % session->rows == 0)
+        return true;
+    help(error_in_file(session->diagnostics, session->compilation->texts->main_path,
+                       "the recipe's batch of %lld sequences is no whole number of micro-batches "
+                       "of B = %lld",
+                       (long long)recipe->batch, (long long)session->rows),
+         "choose one that is: -D batch=%lld, or another B",
+         (long long)((recipe->batch / session->rows + 1) * session->rows));
+    return false;
+}
+
+/* How many updates are asked for; 0 after reporting. */
+static int64_t steps_of(const Session *session) {
+    int64_t steps = session->options->steps ? session->options->steps
+                                            : session->compilation->recipe.steps;
+    if (steps <= 0)
+        help(error_in_file(session->diagnostics, session->compilation->texts->main_path,
+                           "nothing says how many updates to train for"),
+             "give --steps N, or a --recipe that has `steps`");
+    return steps > 0 ? steps : 0;
+}
+
+static bool open_data(Session *session, bool for_evaluation) {
+    const char *path = session->options->data;
+    SampleShape shape = sample_shape(session->module);
+    bool split = token_data_has_validation(path);
+    if (!for_evaluation) {
+        session->data = token_data_open(path, SPLIT_TRAIN, shape, session->diagnostics);
+        if (!session->data)
+            return false;
+    }
+    if (!split && !for_evaluation)
+        return true;
+    session->validation =
+        token_data_open(path, split ? SPLIT_VALIDATION : SPLIT_ALL, shape, session->diagnostics);
+    return session->validation != NULL;
+}
+
+static void put_weight(void *context, StateId state, const double *values, int64_t count) {
+    (void)count;
+    Engine *engine = context;
+    engine->write(engine, state, values);
+}
+
+static bool open_engine(Session *session, const ProgramSet *set) {
+    const TrainOptions *options = session->options;
+    session->engine =
+        options->interpreter
+            ? engine_interpreter(session->module, options->executor.check_nan)
+            : engine_executor(set, options->threads, &options->executor, session->diagnostics);
+    if (!session->engine)
+        return false;
+    session->engine->initialize(session->engine, options->seed);
+    return !options->weights ||
+           weights_load(session->module, session->mapping, options->weights, put_weight,
+                        session->engine, session->diagnostics);
+}
+
+static void allocate_inputs(Session *session) {
+    int64_t count = session->module->inputs.count;
+    session->inputs = checked_alloc((size_t)count * sizeof *session->inputs);
+    for (int64_t i = 0; i < count; i++) {
+        const Input *input = &session->module->inputs.data[i];
+        int64_t elements = axes_elements(session->module, input->axes, input->axis_count);
+        session->inputs[i] = checked_alloc((size_t)elements * sizeof **session->inputs);
+    }
+}
+
+/* False after reporting; session_close in either case. */
+static bool session_open(Session *session, Compilation *compilation, const ProgramSet *set,
+                         const TrainOptions *options, bool for_evaluation,
+                         Diagnostics *diagnostics) {
+    *session = (Session){.compilation = compilation,
+                         .module = compilation->module,
+                         .options = options,
+                         .diagnostics = diagnostics,
+                         .arena = compilation->texts->arena};
+    session->loss_sum = module_find_state(session->module, "loss_sum", ROLE_METRIC, 0);
+    session->weight_sum = module_find_state(session->module, "weight_sum", ROLE_METRIC, 0);
+    INTERNAL_CHECK(session->loss_sum >= 0 && session->weight_sum >= 0);
+    allocate_inputs(session);
+    session->mapping = mapping_load(options->request->path, session->arena, diagnostics);
+    return session->mapping && check_batch(session) && open_data(session, for_evaluation) &&
+           open_engine(session, set);
+}
+
+static void session_close(Session *session) {
+    for (int64_t i = 0; i < session->module->inputs.count; i++)
+        free(session->inputs[i]);
+    free(session->inputs);
+    if (session->engine)
+        session->engine->close(session->engine);
+    token_data_close(session->data);
+    token_data_close(session->validation);
+}
+
+/* ---- running functions --------------------------------------------------------------------- */
+
+typedef struct ScalarValues {
+    int64_t step, sample0, update_of; /* update_of: of how many steps the rates are */
+} ScalarValues;
+
+static double scalar_value(const Session *session, const char *name, const ScalarValues *values) {
+    int group = 0;
+    if (strcmp(name, "step") == 0)
+        return (double)values->step;
+    if (strcmp(name, "seed") == 0)
+        return (double)session->options->seed;
+    if (strcmp(name, "sample0") == 0)
+        return (double)values->sample0;
+    if (strcmp(name, "micro_batches") == 0)
+        return (double)session->micro_batches;
+    if (strcmp(name, "lr") == 0 || sscanf(name, "lr_%d", &group) == 1)
+        return recipe_rate(&session->compilation->recipe, group, values->step,
+                           values->update_of);
+    internal_error("no value for the runtime scalar %s", name);
+}
+
+static bool run_function(Session *session, const char *name, ScalarValues values) {
+    const Function *function = module_find_function(session->module, name);
+    INTERNAL_CHECK(function);
+    size_t count = (size_t)function->scalar_count;
+    double *scalars = checked_alloc(count * sizeof *scalars);
+    for (size_t i = 0; i < count; i++)
+        scalars[i] = scalar_value(session, function->scalars[i], &values);
+    bool good = session->engine->run(session->engine, name, scalars, session->diagnostics);
+    free(scalars);
+    return good;
+}
+
+static double read_metric(Session *session, StateId metric) {
+    double value;
+    session->engine->read(session->engine, metric, &value);
+    return value;
+}
+
+static bool fill_inputs(Session *session, const TokenData *data, SampleOrder order,
+                        int64_t sample0) {
+    for (int64_t i = 0; i < session->module->inputs.count; i++) {
+        const Input *input = &session->module->inputs.data[i];
+        int64_t width = axes_elements(session->module, input->axes + 1, input->axis_count - 1);
+        if (!token_data_fill(data, order, session->options->seed, sample0, session->rows, width,
+                             input->next, session->inputs[i], session->diagnostics))
+            return false;
+        session->engine->set_input(session->engine, (int)i, session->inputs[i]);
+    }
+    return true;
+}
+
+static void zero_states(Session *session, Role role) {
+    for (StateId id = 0; id < session->module->states.count; id++) {
+        const State *state = &session->module->states.data[id];
+        if (state->role != role || state->flat)
+            continue;
+        int64_t count = type_elements(session->module, state_type(state));
+        double *zeros = checked_alloc((size_t)count * sizeof *zeros);
+        session->engine->write(session->engine, id, zeros);
+        free(zeros);
+    }
+}
+
+/* Loss and weight since the last call. */
+static LossSum take_loss(Session *session) {
+    LossSum sum = {read_metric(session, session->loss_sum),
+                   read_metric(session, session->weight_sum)};
+    const double zero = 0;
+    session->engine->write(session->engine, session->loss_sum, &zero);
+    session->engine->write(session->engine, session->weight_sum, &zero);
+    return sum;
+}
+
+/* Runs `eval` over the first `batches` micro-batches of the validation data, in order. */
+static bool evaluate(Session *session, int64_t batches, LossSum *sum) {
+    *sum = (LossSum){0};
+    for (int64_t i = 0; i < batches; i++) {
+        int64_t sample0 = i * session->rows;
+        if (!fill_inputs(session, session->validation, ORDER_SEQUENTIAL, sample0) ||
+            !run_function(session, "eval", (ScalarValues){.sample0 = sample0}))
+            return false;
+        LossSum part = take_loss(session);
+        sum->loss += part.loss;
+        sum->weight += part.weight;
+    }
+    return true;
+}
+
+/* Whole micro-batches of the validation data; a short one wraps to fill one. */
+static int64_t validation_batches(const Session *session) {
+    int64_t batches = token_data_samples(session->validation) / session->rows;
+    return batches ? batches : 1;
+}
+
+/* ---- rates --------------------------------------------------------------------------------- */
+
+double recipe_rate(const Recipe *recipe, int group, int64_t t, int64_t steps) {
+    double rate = recipe->groups[group].rate;
+    if (t < recipe->warmup)
+        return rate * (double)t / (double)recipe->warmup;
+    double progress = steps > recipe->warmup
+                          ? (double)(t - recipe->warmup) / (double)(steps - recipe->warmup)
+                          : 0;
+    double share = recipe->final_share;
+    switch (recipe->schedule) {
+    case RATE_CONSTANT:
+        return rate;
+    case RATE_COSINE:
+        return rate * (share + (1 - share) * 0.5 * (1 + cos(acos(-1.0) * progress)));
+    case RATE_LINEAR:
+        return rate * (1 - (1 - share) * progress);
+    }
+    internal_error("schedule %d", (int)recipe->schedule);
+}
+
+/* ---- training ------------------------------------------------------------------------------ */
+
+typedef struct Training {
+    Session session;
+    Progress *progress;
+    StepFigures figures;
+    StateId loss, gradient_norm;
+    ARRAY(StateId) observed;
+    ARRAY(const char *) observed_names;
+    ARRAY(double) observed_values;
+    int64_t steps;
+    double step_flops;
+} Training;
+
+static volatile sig_atomic_t interrupted;
+
+static void on_interrupt(int signal_number) {
+    (void)signal_number;
+    interrupted = 1;
+}
+
+/* A second interrupt ends the process: the handler serves once. */
+static struct sigaction catch_interrupts(void) {
+    struct sigaction action = {.sa_handler = on_interrupt, .sa_flags = (int)SA_RESETHAND};
+    struct sigaction before;
+    interrupted = 0;
+    sigaction(SIGINT, &action, &before);
+    return before;
+}
+
+/* The loss is no number: runs the micro-batch at hand once more, watched, so that the first bad
+ * tensor is named too. */
+static void report_divergence(Training *training, int64_t step, int64_t micro, double loss,
+                              ScalarValues values) {
+    Session *session = &training->session;
+    help(error_in_file(session->diagnostics, session->compilation->texts->main_path,
+                       "the loss of update %lld is %s (micro-batch %lld of %lld); training "
+                       "stopped, and what was in %s stays",
+                       (long long)step, isnan(loss) ? "NaN" : "infinite", (long long)micro + 1,
+                       (long long)session->micro_batches, session->options->out),
+         "a lower rate (-D lr=…), a longer warm-up or a clip helps most often");
+    zero_states(session, ROLE_METRIC);
+    zero_states(session, ROLE_GRADIENT);
+    session->engine->watch(session->engine);
+    run_function(session, "micro", values);
+}
+
+static void report_bad_gradient(Training *training, int64_t step, double norm) {
+    Session *session = &training->session;
+    help(error_in_file(session->diagnostics, session->compilation->texts->main_path,
+                       "the gradient norm of update %lld is %s, though its loss is not; training "
+                       "stopped, and what was in %s stays",
+                       (long long)step, isnan(norm) ? "NaN" : "infinite", session->options->out),
+         "`--check-nan` runs until the same place and names the first bad tensor");
+}
+
+static bool run_micro_batches(Training *training, int64_t step) {
+    Session *session = &training->session;
+    for (int64_t micro = 0; micro < session->micro_batches; micro++) {
+        int64_t sample0 = ((step - 1) * session->micro_batches + micro) * session->rows;
+        ScalarValues values = {.step = step, .sample0 = sample0};
+        if (!fill_inputs(session, session->data, session->options->order, sample0) ||
+            !run_function(session, "micro", values))
+            return false;
+        double loss = read_metric(session, session->loss_sum);
+        if (!isfinite(loss)) {
+            report_divergence(training, step, micro, loss, values);
+            return false;
+        }
+    }
+    return true;
+}
+
+static bool update(Training *training, int64_t step) {
+    Session *session = &training->session;
+    double started = now_seconds();
+    if (!run_micro_batches(training, step) ||
+        !run_function(session, "update",
+                      (ScalarValues){.step = step, .update_of = training->steps}))
+        return false;
+    StepFigures *figures = &training->figures;
+    figures->step = step;
+    figures->loss = read_metric(session, training->loss);
+    figures->gradient_norm = read_metric(session, training->gradient_norm);
+    figures->rate = recipe_rate(&session->compilation->recipe, 0, step, training->steps);
+    for (int64_t i = 0; i < training->observed.count; i++)
+        training->observed_values.data[i] = read_metric(session, training->observed.data[i]);
+    figures->peak_bytes = session->engine->bytes(session->engine);
+    figures->seconds = now_seconds() - started;
+    figures->validated = false;
+    if (!isfinite(figures->gradient_norm))
+        report_bad_gradient(training, step, figures->gradient_norm);
+    return isfinite(figures->gradient_norm);
+}
+
+static bool validate(Training *training) {
+    Session *session = &training->session;
+    int64_t batches = validation_batches(session);
+    LossSum sum;
+    if (!evaluate(session, batches < MAX_VALIDATION_BATCHES ? batches : MAX_VALIDATION_BATCHES,
+                  &sum))
+        return false;
+    training->figures.validation_loss = mean_loss(sum);
+    training->figures.validated = true;
+    return true;
+}
+
+static bool is_validation_step(const Training *training, int64_t step) {
+    int64_t every = training->session.compilation->recipe.validate_every;
+    return training->session.validation && !interrupted &&
+           (step == training->steps || (every > 0 && step % every == 0));
+}
+
+/* False after reporting.  The figures are those of the last update. */
+static bool run_updates(Training *training) {
+    for (int64_t step = 1; step <= training->steps && !interrupted; step++) {
+        if (!update(training, step))
+            return false;
+        if (is_validation_step(training, step) && !validate(training))
+            return false;
+        progress_step(training->progress, &training->figures);
+    }
+    return true;
+}
+
+static void get_weight(void *context, StateId weight, double *values, int64_t count) {
+    (void)count;
+    Engine *engine = context;
+    engine->read(engine, weight, values);
+}
+
+static bool write_run(Training *training) {
+    Session *session = &training->session;
+    const TrainOptions *options = session->options;
+    NewFile *weights = weights_stage(
+        session->module, session->mapping, options->their_names,
+        session->engine->double_precision, run_weights_path(options->out, session->arena),
+        get_weight, session->engine, session->diagnostics);
+    RunEnd end = {.steps = training->figures.step,
+                  .interrupted = interrupted != 0,
+                  .final_loss = training->figures.loss,
+                  .validation_loss = training->figures.validation_loss};
+    return weights && run_write(session->compilation, session->mapping, options, &end, weights,
+                                session->diagnostics);
+}
+
+static void find_metrics(Training *training) {
+    static const char prefix[] = "observed.";
+    const Module *module = training->session.module;
+    training->loss = module_find_state(module, "loss", ROLE_METRIC, 0);
+    training->gradient_norm = module_find_state(module, "grad_norm", ROLE_METRIC, 0);
+    INTERNAL_CHECK(training->loss >= 0 && training->gradient_norm >= 0);
+    for (StateId id = 0; id < module->states.count; id++) {
+        const State *state = &module->states.data[id];
+        if (state->role != ROLE_METRIC || strncmp(state->path, prefix, sizeof prefix - 1) != 0)
+            continue;
+        array_push(&training->observed, id);
+        array_push(&training->observed_names, state->path + sizeof prefix - 1);
+        array_push(&training->observed_values, 0);
+    }
+}
+
+/* The machine's peak of products; 0 where the interpreter computes. */
+static double measured_peak(const Training *training) {
+    const TrainOptions *options = training->session.options;
+    if (options->interpreter)
+        return 0;
+    MachineFigures machine = machine_measure();
+    if (!options->json)
+        fprintf(stderr, "%s, %d threads: products at %.0f GFLOP/s, copies at %.1f GB/s\n",
+                machine.processor, machine.threads, machine.product_flops / 1e9,
+                machine.copy_bytes / 1e9);
+    if (machine.product_flops < LEAST_FLOPS_A_BYTE * machine.copy_bytes)
+        fprintf(stderr, "colac: warning: matrix products are slow on this machine; is the library "
+                        "built for this processor?\n");
+    return machine.product_flops;
+}
+
+static int64_t parameters_of(const Module *module) {
+    int64_t parameters = 0;
+    for (StateId id = 0; id < module->states.count; id++) {
+        const State *state = &module->states.data[id];
+        if (state->role == ROLE_WEIGHT && !state->flat)
+            parameters += type_elements(module, state_type(state));
+    }
+    return parameters;
+}
+
+static void print_plan(const Training *training) {
+    const Session *session = &training->session;
+    int64_t batch = session->rows * session->micro_batches;
+    int64_t samples = training->steps * batch;
+    fprintf(stderr,
+            "%lld parameters; %lld updates of %lld sequences of %lld tokens: %.2f passes over "
+            "%lld tokens\n",
+            (long long)parameters_of(session->module), (long long)training->steps,
+            (long long)batch, (long long)session->compilation->positions,
+            (double)samples / (double)token_data_samples(session->data),
+            (long long)token_data_tokens(session->data));
+}
+
+static void training_begin(Training *training) {
+    Session *session = &training->session;
+    const TrainOptions *options = session->options;
+    find_metrics(training);
+    if (!options->json)
+        print_plan(training);
+    training->progress = progress_new(options->json, measured_peak(training));
+    Engine *engine = session->engine;
+    training->figures = (StepFigures){
+        .steps = training->steps,
+        .loss = (double)NAN,
+        .validation_loss = (double)NAN,
+        .tokens = session->micro_batches * session->rows * session->compilation->positions,
+        .flops = (double)session->micro_batches * engine->flops(engine, "micro") +
+                 engine->flops(engine, "update"),
+        .observed_count = (int)training->observed.count,
+        .observed_names = training->observed_names.data,
+        .observed = training->observed_values.data,
+    };
+}
+
+static void print_result(const Training *training) {
+    const StepFigures *figures = &training->figures;
+    printf("%s after %lld updates: loss %.4f", interrupted ? "interrupted" : "trained",
+           (long long)figures->step, figures->loss);
+    if (!isnan(figures->validation_loss))
+        printf(", validation loss %.4f", figures->validation_loss);
+    printf("; weights in %s/weights.safetensors\n", training->session.options->out);
+}
+
+static bool is_writable_folder(const char *path, Diagnostics *diagnostics) {
+    if (!make_folder(path, diagnostics))
+        return false;
+    if (access(path, W_OK) == 0)
+        return true;
+    help(error_in_file(diagnostics, path, "the folder cannot be written to: %s", strerror(errno)),
+         "name another folder: --out RUN");
+    return false;
+}
+
+static int run_training(Training *training) {
+    Session *session = &training->session;
+    training_begin(training);
+    struct sigaction before = catch_interrupts();
+    bool good = run_updates(training);
+    progress_end(training->progress);
+    good = good && write_run(training);
+    sigaction(SIGINT, &before, NULL);
+    if (good) {
+        progress_summary(training->progress, training->figures.loss,
+                         training->figures.validation_loss,
+                         session->options->compile_seconds + session->engine->compile_seconds);
+        if (!session->options->json)
+            print_result(training);
+    }
+    progress_free(training->progress);
+    return !good ? 1 : interrupted ? 130 : 0;
+}
+
+int train(Compilation *compilation, const ProgramSet *set, const TrainOptions *options,
+          Diagnostics *diagnostics) {
+    Training training = {0};
+    int code = 1;
+    if (session_open(&training.session, compilation, set, options, false, diagnostics) &&
+        (training.steps = steps_of(&training.session)) > 0 &&
+        is_writable_folder(options->out, diagnostics))
+        code = run_training(&training);
+    array_free(&training.observed);
+    array_free(&training.observed_names);
+    array_free(&training.observed_values);
+    session_close(&training.session);
+    return code;
+}
+
+/* ---- gradients ----------------------------------------------------------------------------- */
+
+typedef struct Gradients {
+    Session session;
+    LossSum sum;
+} Gradients;
+
+static void get_gradient(void *context, StateId weight, double *values, int64_t count) {
+    Gradients *gradients = context;
+    const Module *module = gradients->session.module;
+    StateId gradient =
+        module_find_state(module, module->states.data[weight].path, ROLE_GRADIENT, 0);
+    INTERNAL_CHECK(gradient >= 0);
+    gradients->session.engine->read(gradients->session.engine, gradient, values);
+    for (int64_t i = 0; i < count && gradients->sum.weight != 0; i++)
+        values[i] /= gradients->sum.weight;
+}
+
+static bool compute_gradients(Gradients *gradients) {
+    Session *session = &gradients->session;
+    for (int64_t micro = 0; micro < session->micro_batches; micro++) {
+        int64_t sample0 = micro * session->rows;
+        if (!fill_inputs(session, session->data, session->options->order, sample0) ||
+            !run_function(session, "micro", (ScalarValues){.step = 1, .sample0 = sample0}))
+            return false;
+        LossSum part = take_loss(session);
+        gradients->sum.loss += part.loss;
+        gradients->sum.weight += part.weight;
+    }
+    return true;
+}
+
+/* The loss as a number, in full. */
+static void print_loss(const TrainOptions *options, double loss, int64_t sequences) {
+    if (options->json && isfinite(loss))
+        printf("{\"loss\":%.17g,\"sequences\":%lld}\n", loss, (long long)sequences);
+    else if (options->json)
+        printf("{\"loss\":null,\"sequences\":%lld}\n", (long long)sequences);
+    else
+        printf("loss %.9g over %lld sequences\n", loss, (long long)sequences);
+}
+
+int run_grad(Compilation *compilation, const ProgramSet *set, const TrainOptions *options,
+             Diagnostics *diagnostics) {
+    Gradients gradients = {0};
+    Session *session = &gradients.session;
+    bool good = session_open(session, compilation, set, options, false, diagnostics) &&
+                compute_gradients(&gradients) &&
+                weights_save(session->module, session->mapping, options->their_names,
+                             session->engine->double_precision, options->out, get_gradient,
+                             &gradients, diagnostics);
+    if (good)
+        print_loss(options, mean_loss(gradients.sum), session->micro_batches * session->rows);
+    session_close(session);
+    return good ? 0 : 1;
+}
+
+/* ---- evaluation ---------------------------------------------------------------------------- */
+
+int run_eval(Compilation *compilation, const ProgramSet *set, const TrainOptions *options,
+             Diagnostics *diagnostics) {
+    Session session;
+    LossSum sum;
+    bool good = session_open(&session, compilation, set, options, true, diagnostics) &&
+                evaluate(&session, validation_batches(&session), &sum);
+    if (good)
+        print_loss(options, mean_loss(sum), validation_batches(&session) * session.rows);
+    session_close(&session);
+    return good ? 0 : 1;
+}
