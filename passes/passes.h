@@ -10,6 +10,7 @@
  *   layout.c     memory order of every value and state; product shapes; copies where needed
  *   views.c      how a value is read: through renames, splits, merges, picks to stored memory
  *   fuse.c       groups: which nodes run as one kernel
+ *   groups.c     what a group reads and stores, and what must run before it
  *   schedule.c   order of execution that lowers the peak
  *   memory.c     offsets in one arena; in place where legal; the memory table
  *   counts.c     dots, kernels, FLOPs of a finished module
@@ -201,6 +202,26 @@ View state_view(const Module *module, StateId state);
  * not direct has a stored source, and is a copy at the end of the program, in the order of writes.
  * RMSNorm forward, softmax, SwiGLU, cross-entropy, AdamW over a slab: one group each.
  * With no_fuse every store is a group of its own, and every map is stored. */
+
+/* ---- groups.c ------------------------------------------------------------------------------ */
+/* Lists by group: those of group g are at [start[g], start[g + 1]), ascending, each once. */
+typedef struct GroupGraph {
+    int64_t *member_start, *read_start, *store_start, *before_start;
+    NodeId *members;
+    NodeId *reads;   /* memory it loads: stored values of other groups, states, inputs */
+    NodeId *stores;  /* its members that are stored */
+    int32_t *before; /* groups that must run earlier: they compute what it reads, or read the state
+                        that it overwrites, or add to the same state in an earlier write */
+    uint8_t *marks;  /* by node; zero between calls */
+} GroupGraph;
+/* Uses placements and writes as fuse makes them.  Memory in `arena`. */
+GroupGraph group_graph(const Function *function, Arena *arena);
+/* Does a flat group read `root` (a stored value or state) only at the very place, in root's memory,
+ * that it computes: element by element along its rows?  Then it may overwrite it. */
+bool group_reads_in_place(const Function *function, const GroupGraph *graph, int group,
+                          NodeId root);
+/* Do two states share memory: are they one, or one a window over the other? */
+bool states_overlap(const Module *module, StateId a, StateId b);
 
 /* ---- schedule.c, memory.c ------------------------------------------------------------------ */
 /* Bytes by class, of one training step. */
