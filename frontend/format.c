@@ -312,7 +312,7 @@ static bool breaks_before(const Formatter *f, int index) {
         return b->kind != TOKEN_COMMENT || b->breaks > 0;
     if (b->kind == '}' && b->is_body)
         return b->opens_lines;
-    if (b->kind == TOKEN_ELSE && a->kind == '}')
+    if ((b->kind == TOKEN_ELSE && a->kind == '}') || (b->kind == '{' && b->is_body))
         return false;
     return b->breaks > 0;
 }
@@ -322,6 +322,14 @@ static int body_depth(const Formatter *f) {
     for (int i = 0; i < f->depth; i++)
         bodies += f->tokens.data[f->open[i].token].is_body;
     return bodies;
+}
+
+/* The `else` of statements, which follows a brace; not of an expression. */
+static bool is_else_of_bodies(const Formatter *f, int index) {
+    const FormatToken *token = &f->tokens.data[index], *before = token - 1;
+    while (before > f->tokens.data && before->kind == TOKEN_COMMENT)
+        before--;
+    return token->kind == TOKEN_ELSE && before->kind == '}';
 }
 
 /* Of a line that begins with this token. */
@@ -334,16 +342,25 @@ static int indent_of(const Formatter *f, int index) {
         bool closes = f->tokens.data[open->token].match == index;
         return !open->ends_line ? open->column : closes ? open->indent : open->indent + INDENT;
     }
-    return token->begins_statement ? INDENT * body_depth(f) : f->statement_indent + INDENT;
+    bool at_margin = token->begins_statement || is_else_of_bodies(f, index);
+    return at_margin ? INDENT * body_depth(f) : f->statement_indent + INDENT;
+}
+
+/* Is the token right behind the opening brace of a body, or behind its comment? */
+static bool follows_brace(const Formatter *f, int index) {
+    const FormatToken *tokens = f->tokens.data;
+    int before = index - 1;
+    if (before > 0 && tokens[before].kind == TOKEN_COMMENT && tokens[before].breaks == 0)
+        before--;
+    return before >= 0 && tokens[before].kind == '{' && tokens[before].opens_lines;
 }
 
 static Line *begin_line(Formatter *f, int index) {
     const FormatToken *token = &f->tokens.data[index];
     Line line = {.indent = indent_of(f, index)};
-    bool after_brace = index > 0 && f->tokens.data[index - 1].opens_lines &&
-                       f->tokens.data[index - 1].kind == '{';
     bool before_brace = token->kind == '}' && token->is_body;
-    line.blank_before = index > 0 && token->breaks > 1 && !after_brace && !before_brace;
+    line.blank_before =
+        index > 0 && token->breaks > 1 && !follows_brace(f, index) && !before_brace;
     if (token->begins_statement || before_brace)
         f->statement_indent = line.indent;
     else if (f->lines.count > 0)

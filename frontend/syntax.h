@@ -28,7 +28,8 @@ typedef struct Lexer {
     Diagnostics *diagnostics;
     void *scanner; /* flex's own state */
     uint32_t offset, line;
-    bool quiet; /* recovering from an error: bad characters are not reported */
+    bool quiet;      /* recovering from an error: bad characters are not reported */
+    bool broken_off; /* at a NUL byte */
 } Lexer;
 
 void lexer_start(Lexer *lexer, const Source *source, Arena *arena, Diagnostics *diagnostics);

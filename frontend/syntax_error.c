@@ -75,6 +75,7 @@ static const char *construct(Expected expected) {
 static bool is_noise(Expected expected, const char *token, const char *construct_name) {
     bool closes = expects(expected, "')'") || expects(expected, "']'");
     bool ends = expects(expected, "the end of the line");
+    bool lists = expects(expected, "','") && expects(expected, "'}'");
     if (construct_name && strcmp(token, "')'") && strcmp(token, "']'"))
         return true;
     if (expects(expected, "a name") && isalpha((unsigned char)token[0]) &&
@@ -86,8 +87,11 @@ static bool is_noise(Expected expected, const char *token, const char *construct
     if (closes && (!strcmp(token, "';'") || !strcmp(token, "->") || !strcmp(token, "as") ||
                    !strcmp(token, "..")))
         return true;
-    if (ends && (!strcmp(token, "';'") || !strcmp(token, "'}'") || !strcmp(token, "','") ||
-                 !strcmp(token, "'.'") || !strcmp(token, "'['")))
+    if (lists && (!strcmp(token, "'['") || !strcmp(token, "'.'")))
+        return true;
+    if (ends &&
+        (!strcmp(token, "end of file") || !strcmp(token, "';'") || !strcmp(token, "'}'") ||
+         !strcmp(token, "','") || !strcmp(token, "'.'") || !strcmp(token, "'['")))
         return true;
     return !strcmp(token, "the end of the line") && expects(expected, "'{'") &&
            !expects(expected, "'}'");
@@ -106,6 +110,10 @@ static void add_phrase(Parser *parser, Text *text, const char *token) {
                     bracket->span.source->text[bracket->span.begin], bracket->line);
 }
 
+static bool is_closing(const char *token) {
+    return !strcmp(token, "')'") || !strcmp(token, "']'") || !strcmp(token, "'}'");
+}
+
 /* "`,` or `)` to close '(' at line 3"; an empty text when nothing short can be said. */
 static void describe_expected(Parser *parser, Expected expected, Text *text) {
     const char *phrases[MAX_PHRASES];
@@ -113,13 +121,15 @@ static void describe_expected(Parser *parser, Expected expected, Text *text) {
     const char *name = construct(expected);
     if (name)
         phrases[count++] = name;
-    for (int i = 0; i < expected.count; i++) {
-        if (is_noise(expected, expected.tokens[i], name))
-            continue;
-        if (count == MAX_PHRASES)
-            return;
-        phrases[count++] = expected.tokens[i];
-    }
+    for (int closing = 0; closing < 2; closing++) /* closing brackets come last */
+        for (int i = 0; i < expected.count; i++) {
+            const char *token = expected.tokens[i];
+            if (is_closing(token) != closing || is_noise(expected, token, name))
+                continue;
+            if (count == MAX_PHRASES)
+                return;
+            phrases[count++] = token;
+        }
     for (int i = 0; i < count; i++) {
         text_puts(text, i == 0 ? "" : i == count - 1 ? " or " : ", ");
         add_phrase(parser, text, phrases[i]);
@@ -143,6 +153,10 @@ static const char *describe_found(Parser *parser) {
 
 static bool is_reserved(int kind) {
     return kind >= TOKEN_AND && kind <= TOKEN_TRUE;
+}
+
+static bool is_word(int kind) {
+    return kind >= TOKEN_AND && kind <= TOKEN_NAME;
 }
 
 static bool is_comparison(int kind) {
@@ -173,49 +187,71 @@ static bool is_first(const Parser *parser, Token token) {
     return token.span.begin == parser->first.span.begin;
 }
 
-/* What to write instead, or NULL. */
-static const char *remedy(const Parser *parser, Expected expected) {
+/* Where a token is taken for what it is in other languages. */
+static const char *remedy_for_token(const Parser *parser, Expected expected) {
     Token token = parser->lookahead, before = parser->before;
-    bool expects_name = expects(expected, "a name");
     bool expects_operator = expects(expected, "'+'");
-    if (is_first(parser, before) || is_first(parser, token)) {
-        const char *word = meant_word(parser);
-        if (word)
-            return arena_printf(parser->arena, "did you mean `%s`?", word);
-    }
-    if (expects_name && is_reserved(token.kind))
-        return arena_printf(parser->arena, "`%s` is a reserved word; choose another name",
-                            token.value.name.text);
     if (token.kind == TOKEN_EQUAL && expects(expected, "'='"))
         return "a name is given its value by `=`";
     if (token.kind == '=' && expects_operator)
-        return "equality is written `==`; a statement gives one name a value";
+        return before.first_on_line
+                   ? "the line before ends in an operator or a comma, so its "
+                     "statement goes on here"
+                   : "equality is written `==`; a statement gives one name a value";
     if (token.kind == TOKEN_ANY_DEPTH && expects_operator)
         return "a power is written `^`";
     if (is_comparison(token.kind) && !expects(expected, "=="))
         return "comparisons do not chain: write `a < b and b < c`";
     if (token.kind == '{' && expects(expected, "then"))
         return "an `if` inside an expression is `if a then b else c`";
-    if (is_first(parser, before) && before.kind == TOKEN_NAME &&
-        (token.kind == '(' || token.kind == '['))
-        return "a statement gives a name a value: `y = …`";
+    if (token.kind == '.' && expects(expected, "a number"))
+        return "a number begins with a digit: `0.5`";
     if (token.kind == '.' && expects_operator && before.kind == TOKEN_NAME)
         return "paths with `.` select in plans; here a value is named alone";
     if (token.kind == TOKEN_NUMBER && before.kind == '.')
-        return "an index of a path stands in brackets: `layer[0]`; a number begins with a "
-               "digit: `0.5`";
-    if (token.kind == TOKEN_DOTDOT && expects(expected, "']'"))
-        return "`..` (any other axes) stands first: `[.., D]`";
+        return "an index of a path stands in brackets: `layer[0]`";
+    if (token.kind == TOKEN_DOTDOT && expects(expected, "a name"))
+        return "`..`, any other axes, stands first: `[.., D]`";
+    if (token.kind == TOKEN_NAME && expects(expected, "int"))
+        return "a type is the axes in brackets: `[B,S]` for floats, `int[B,S]` for integers";
     if (token.kind == ':' && expects_operator)
         return "a label stands right after `(`, `,`, `=` or `return`: put the call in "
                "parentheses";
     return NULL;
 }
 
-void syntax_error_report(Parser *parser, const char *const *tokens, int count) {
-    if (parser->stopped)
-        return;
-    Expected expected = {tokens, count};
+/* What to write instead, or NULL. */
+static const char *remedy(const Parser *parser, Expected expected) {
+    Token token = parser->lookahead, before = parser->before;
+    bool at_first = is_first(parser, before) || is_first(parser, token);
+    const char *meant = at_first ? meant_word(parser) : NULL;
+    if (meant)
+        return arena_printf(parser->arena, "did you mean `%s`?", meant);
+    if (expects(expected, "a name") && is_reserved(token.kind))
+        return arena_printf(parser->arena, "`%s` is a reserved word; choose another name",
+                            token.value.name.text);
+    const char *slip = remedy_for_token(parser, expected);
+    if (slip)
+        return slip;
+    if (is_first(parser, before) && before.kind == TOKEN_NAME &&
+        (token.kind == '(' || token.kind == '['))
+        return "a statement gives a name a value: `y = …`";
+    if (expects(expected, "the end of the line") && is_word(token.kind))
+        return "statements on one line are parted by `;`";
+    return NULL;
+}
+
+/* `warmpu 2000` was read as the further use of an optimizer, `warmpu(…)`. */
+static bool is_unknown_directive(const Parser *parser, Expected expected) {
+    return parser->in_plan && parser->depth == 1 && is_first(parser, parser->before) &&
+           parser->first.kind == TOKEN_NAME && expects(expected, "'('");
+}
+
+static Diagnostic *report(Parser *parser, Expected expected) {
+    if (is_unknown_directive(parser, expected))
+        return error_at(parser->diagnostics, parser->first.span,
+                        "expected a directive, found %s",
+                        syntax_quote(parser->arena, parser->first.span));
     Text text = {0};
     describe_expected(parser, expected, &text);
     const char *found = describe_found(parser);
@@ -225,6 +261,14 @@ void syntax_error_report(Parser *parser, const char *const *tokens, int count) {
                        text_string(&text), found)
             : error_at(parser->diagnostics, parser->lookahead.span, "unexpected %s", found);
     text_free(&text);
+    return error;
+}
+
+void syntax_error_report(Parser *parser, const char *const *tokens, int count) {
+    if (parser->stopped)
+        return;
+    Expected expected = {tokens, count};
+    Diagnostic *error = report(parser, expected);
     const Bracket *bracket = parser_bracket(parser);
     if (bracket && bracket->kind != BRACKET_BODY && bracket->line != parser->lookahead.line)
         note_at(error, bracket->span, "'%c' is opened here",

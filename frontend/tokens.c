@@ -202,7 +202,7 @@ static Token open_bracket(Parser *parser, Token token) {
     return token;
 }
 
-/* Is a bracket that `kind` closes open in this statement (for `}`: anywhere)? */
+/* Is a bracket that `kind` closes open in this statement, its own body included? */
 static bool closes_some(const Parser *parser, int kind) {
     for (int i = parser->depth - 1; i >= 0; i--) {
         if (closing[parser->brackets[i].kind] == kind)
@@ -250,6 +250,20 @@ static bool begins_item(int kind) {
 /* ---- the grammar's tokens -------------------------------------------------------------------
  */
 
+/* Nothing more is said about a text that ends early: broken off at a NUL byte, after too many
+ * errors, or where its tree is too large. */
+static bool is_stopped(Parser *parser, Span place) {
+    int errors = diagnostics_errors(parser->diagnostics) - parser->errors_before;
+    parser->stopped |= parser->lexer.broken_off || errors >= MAX_SYNTAX_ERRORS;
+    if (!parser->stopped && arena_bytes(parser->arena) > MAX_TREE_BYTES) {
+        error_at(parser->diagnostics, place,
+                 "the text is too large: up to here its syntax tree takes %d MiB already",
+                 (int)(MAX_TREE_BYTES >> 20));
+        parser->stopped = true;
+    }
+    return parser->stopped;
+}
+
 /* Balanced, with the newlines that end statements. */
 static Token next_balanced(Parser *parser) {
     for (;;) {
@@ -258,6 +272,8 @@ static Token next_balanced(Parser *parser) {
         parser->ready_begin = parser->ready_end = 0;
 
         Token token = next_significant(parser);
+        if (is_stopped(parser, token.span))
+            return as_kind(token, TOKEN_YYEOF);
         if (ends_statement(parser, token)) {
             hold(parser, token);
             parser->previous = TOKEN_NEWLINE;
@@ -299,30 +315,14 @@ static bool ends_broken(const Parser *parser, Token token) {
     return parser->depth == parser->floor && (token.kind == TOKEN_NEWLINE || token.kind == ';');
 }
 
-/* One error too many, or too large a tree: the text ends here. */
-static void check_limits(Parser *parser, Token token) {
-    if (parser->stopped)
-        return;
-    int errors = diagnostics_errors(parser->diagnostics) - parser->errors_before;
-    parser->stopped = errors >= MAX_SYNTAX_ERRORS;
-    if (arena_bytes(parser->arena) > MAX_TREE_BYTES) {
-        error_at(parser->diagnostics, token.span,
-                 "the text is too large: up to here its syntax tree takes %d MiB already",
-                 (int)(MAX_TREE_BYTES >> 20));
-        parser->stopped = true;
-    }
-}
-
 int yylex(YYSTYPE *value, Span *place, Parser *parser) {
     parser->lexer.quiet = parser->recovering;
-    Token token = next_balanced(parser);
-    while (parser->recovering && !ends_broken(parser, token)) {
-        check_limits(parser, token);
+    Token token;
+    do
         token = next_balanced(parser);
-    }
-    check_limits(parser, token);
-    if (parser->stopped)
-        token.kind = TOKEN_YYEOF;
+    while (parser->recovering && !ends_broken(parser, token));
+    if (is_stopped(parser, token.span))
+        token = as_kind(token, TOKEN_YYEOF);
 
     parser->before = parser->lookahead;
     parser->lookahead = token;
@@ -339,9 +339,13 @@ int yylex(YYSTYPE *value, Span *place, Parser *parser) {
  */
 
 /* Brackets open around the statement that is broken: up to the innermost body that the grammar
- * has entered. */
+ * has entered.  Bodies whose `}` is still to come to the grammar count as open. */
 static int statement_floor(const Parser *parser) {
-    int floor = parser->depth;
+    int floor = parser->depth, to_close = 0;
+    for (int i = parser->ready_begin; i < parser->ready_end; i++)
+        to_close += parser->ready[i].kind == '}';
+    if (to_close > 0)
+        return floor + to_close;
     if (parser->lookahead.kind == '{' && floor > 0)
         floor--;
     while (floor > 0 && parser->brackets[floor - 1].kind != BRACKET_BODY)

@@ -2,6 +2,7 @@
  * depth and axes, what may stand left of `as`, which statement belongs where. */
 #include "frontend/parser.h"
 
+#include <ctype.h>
 #include <math.h>
 
 #define NEW(parser, T) ((T *)arena_alloc((parser)->arena, sizeof(T)))
@@ -432,12 +433,16 @@ Expr *tree_bytes(Parser *parser, Expr *value, Name unit, Span span) {
                 return tree_binary(parser, OPERATOR_MULTIPLY, value,
                                    tree_number(parser, factor, unit.span), span);
             value->number *= factor.value;
+            value->literal = arena_printf(parser->arena, "%s %s", value->literal, unit.text);
             value->span = span;
             return value;
         }
     Diagnostic *error =
         error_at(parser->diagnostics, unit.span, "unknown unit of memory `%s`", unit.text);
-    const char *near = nearest_name(unit.text, units, COUNT_OF(units));
+    const char *near = NULL; /* GB, gib: the letter says what was meant */
+    for (int i = 0; i < COUNT_OF(units); i++)
+        if (toupper((unsigned char)unit.text[0]) == units[i][0] && strlen(unit.text) <= 3)
+            near = units[i];
     help(error, "%s",
          near ? arena_printf(parser->arena, "write %s", near)
               : "bytes have no unit; others are KiB, MiB, GiB and TiB");
