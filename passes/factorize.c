@@ -113,10 +113,16 @@ static bool check_product(const Factorization *f, StateId weight) {
 /* ---- rewriting -----------------------------------------------------------------------------
  */
 
-/* What the product was bound to, its value is bound to now. */
+/* A product that is bound to a name in its block is that block's value, and what replaces it is
+ * then too; renumber_states enters the node under its new scope.  (An existing value, which a
+ * block may return as well, has its own name and place.) */
 static void take_name(Function *fresh, NodeId value, int64_t known, const Node *product) {
-    if (product->name && value >= known)
-        fresh->nodes.data[value].name = product->name;
+    if (!product->name || value < known)
+        return;
+    Node *node = &fresh->nodes.data[value];
+    node->name = product->name;
+    node->scope = product->scope;
+    node->ordinal = product->ordinal;
 }
 
 static bool replace_product(Factorization *f, Rebuild *r, NodeId id, StateId weight) {

@@ -149,12 +149,18 @@ static int find_pass(const PassContext *context, const char *name) {
     return -1;
 }
 
+/* A compilation speaks of its own module's states. */
+static bool has_compilation(const PassContext *context) {
+    return context->compilation && context->compilation->module == context->module;
+}
+
 static bool run_pass(PassContext *context, int position, PassReports *reports) {
     const Pass *pass = &pass_list[position];
-    if (pass->needs_compilation && !context->compilation) {
-        error_in_file(context->diagnostics, "passes",
-                      "pass `%s` needs a model's text: its plan and recipe say what to do",
-                      pass->name);
+    if (pass->needs_compilation && !has_compilation(context)) {
+        Diagnostic *error = error_in_file(
+            context->diagnostics, "passes",
+            "pass `%s` needs a model's text: its plan and recipe say what to do", pass->name);
+        help(error, "run it on a model: `colac ir MODEL --stage %s`", pass->name);
         return false;
     }
     double started = seconds_now();
