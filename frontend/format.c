@@ -388,7 +388,8 @@ static void mark_head(const Formatter *f, int index, Line *line) {
     const FormatToken *token = &f->tokens.data[index];
     if (line->head || token->enclosure == IN_ROUND)
         return;
-    bool typed = (line->head_kind == TOKEN_PARAM || line->head_kind == TOKEN_INPUT) &&
+    bool typed = index > 0 &&
+                 (line->head_kind == TOKEN_PARAM || line->head_kind == TOKEN_INPUT) &&
                  token[-1].kind == ':';
     bool preset = line->head_kind == TOKEN_PRESET && token->kind == '{' && !token->opens_lines;
     if (typed || preset)

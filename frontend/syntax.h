@@ -26,7 +26,8 @@ typedef struct Lexer {
     const Source *source;
     Arena *arena;
     Diagnostics *diagnostics;
-    void *scanner; /* flex's own state */
+    void *scanner;   /* flex's own state */
+    StringMap names; /* interned: to their texts */
     uint32_t offset, line;
     bool quiet;      /* recovering from an error: bad characters are not reported */
     bool broken_off; /* at a NUL byte */

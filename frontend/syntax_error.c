@@ -236,7 +236,8 @@ static const char *remedy(const Parser *parser, Expected expected) {
     if (is_first(parser, before) && before.kind == TOKEN_NAME &&
         (token.kind == '(' || token.kind == '['))
         return "a statement gives a name a value: `y = …`";
-    if (expects(expected, "the end of the line") && is_word(token.kind))
+    bool same_line = !token.first_on_line && !is_first(parser, token);
+    if (expects(expected, "the end of the line") && is_word(token.kind) && same_line)
         return "statements on one line are parted by `;`";
     return NULL;
 }

@@ -13,8 +13,8 @@
 #include "frontend/parser.h"
 
 enum { MAX_SYNTAX_ERRORS = 50 };
-/* The tree of the largest text: some 100,000 lines of a model take 100 MB. */
-#define MAX_TREE_BYTES ((size_t)1 << 30)
+/* Of the trees in one arena: a million lines or so. */
+#define MAX_TREE_BYTES ((size_t)512 << 20)
 
 Item *parse_source(const Source *source, Arena *arena, Diagnostics *diagnostics) {
     Parser *parser = checked_alloc(sizeof *parser);
