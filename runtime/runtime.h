@@ -60,7 +60,8 @@ struct Device {
     void (*release)(Device *device, void *buffer);
     bool (*load)(Device *device, const ProgramSet *set, Diagnostics *diagnostics); /* compiles */
     void (*launch)(Device *device, int kernel, void *const *buffers, const double *scalars);
-    void (*product)(Device *device, int product, void *a, void *b, void *c);
+    void (*product)(Device *device, int product, const void *a, const void *b, void *c);
+    void (*copy)(Device *device, void *to, const void *from, int64_t bytes); /* within it */
     void (*copy_in)(Device *device, void *to, const void *from, int64_t bytes);
     void (*copy_out)(Device *device, void *to, const void *from, int64_t bytes);
     void (*zero)(Device *device, void *at, int64_t bytes);
@@ -255,6 +256,7 @@ typedef struct MachineFigures {
     const char *processor;
 } MachineFigures;
 MachineFigures machine_measure(void);
+int64_t machine_available_bytes(void); /* that can be had without swapping; containers' limits too */
 int64_t process_resident_bytes(void);
 double now_seconds(void); /* monotonic */
 

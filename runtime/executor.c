@@ -1,0 +1,601 @@
+/* runtime/executor.c: the memory of a model and the running of its programs.
+ *
+ * All memory is had at once: a slab for each role (one for each moment), one buffer an input,
+ * the arena.  A program is bound to it once: every step's operands become addresses, so that
+ * running is a loop over calls.  Nothing is allocated in the training loop.
+ */
+#include "runtime/runtime.h"
+
+#include <math.h>
+
+/* Values that no run should read: signalling NaNs in f32 and in bf16, no index of anything in
+ * i32. */
+static const uint32_t poison_word = 0x7FA07FA0;
+enum { POISON_GUARD = 1 << 16 }; /* bytes after a poisoned arena, so that an overrun is seen */
+
+typedef struct BoundStep {
+    const Step *step;
+    void **buffers;  /* an address for each operand */
+    double *scalars; /* filled before a run */
+} BoundStep;
+
+typedef struct BoundProgram {
+    const Program *program;
+    BoundStep *steps;
+    void **buffers;  /* the storage of all steps' */
+    double *scalars; /* likewise */
+    double *host;    /* values of Program.host_scalars */
+    double *seconds; /* of each step in the last run */
+} BoundProgram;
+
+struct Executor {
+    Device *device;
+    const ProgramSet *set;
+    ExecutorOptions options;
+    bool timing;
+    char *slabs[ROLE_METRIC + 1]; /* NULL for ROLE_MOMENT */
+    char **moments;               /* [set->moment_count] */
+    char **inputs;                /* [module->inputs.count] */
+    char *arena;
+    int64_t bytes;
+    BoundProgram *programs; /* [set->program_count] */
+};
+
+/* ---- sizes
+ * -------------------------------------------------------------------------------------- Sizes
+ * are asked for by texts: sums and products saturate, so that an absurd one is refused like any
+ * other that is too large. */
+
+static int64_t saturated_sum(int64_t a, int64_t b) {
+    return a > INT64_MAX - b ? INT64_MAX : a + b;
+}
+
+static int64_t element_bytes(int64_t elements) {
+    const int64_t width = sizeof(float);
+    return elements > INT64_MAX / width ? INT64_MAX : elements * width;
+}
+
+static int64_t slab_bytes(const ProgramSet *set, Role role) {
+    return element_bytes(set->slab_elements[role]);
+}
+
+static int64_t input_bytes(const Module *module, int input) {
+    const Input *declared = &module->inputs.data[input];
+    return element_bytes(axes_elements(module, declared->axes, declared->axis_count));
+}
+
+static int64_t arena_size(const ProgramSet *set, const ExecutorOptions *options) {
+    return saturated_sum(set->arena_bytes, options->poison ? POISON_GUARD : 0);
+}
+
+/* What there is to hold, row by row. */
+typedef struct MemoryNeed {
+    int64_t weights, gradients, optimizer, others, inputs, arena, total;
+} MemoryNeed;
+
+static MemoryNeed memory_need(const ProgramSet *set, const ExecutorOptions *options) {
+    MemoryNeed need = {.weights = slab_bytes(set, ROLE_WEIGHT),
+                       .gradients = slab_bytes(set, ROLE_GRADIENT),
+                       .arena = arena_size(set, options)};
+    for (int i = 0; i < set->moment_count; i++)
+        need.optimizer = saturated_sum(need.optimizer, slab_bytes(set, ROLE_MOMENT));
+    need.others = saturated_sum(slab_bytes(set, ROLE_TABLE), slab_bytes(set, ROLE_METRIC));
+    for (int i = 0; i < set->module->inputs.count; i++)
+        need.inputs = saturated_sum(need.inputs, input_bytes(set->module, i));
+    int64_t rows[] = {need.weights, need.gradients, need.optimizer,
+                      need.others,  need.inputs,    need.arena};
+    for (int i = 0; i < COUNT_OF(rows); i++)
+        need.total = saturated_sum(need.total, rows[i]);
+    return need;
+}
+
+static double mebibytes(int64_t bytes) {
+    return (double)bytes / 1048576;
+}
+
+static void report_memory(const MemoryNeed *need, int64_t available, Diagnostics *diagnostics) {
+    Diagnostic *d =
+        error_in_file(diagnostics, "memory", "this needs %.1f MiB, and %.1f MiB are available",
+                      mebibytes(need->total), mebibytes(available));
+    help(d,
+         "MiB of weights %.1f, gradients %.1f, optimizer %.1f, tables %.1f, inputs %.1f, "
+         "activations and workspace %.1f",
+         mebibytes(need->weights), mebibytes(need->gradients), mebibytes(need->optimizer),
+         mebibytes(need->others), mebibytes(need->inputs), mebibytes(need->arena));
+    help(d,
+         "fewer sequences at a time (the model's first dims, set by -D), or a plan that keeps "
+         "less");
+}
+
+/* ---- memory
+ * ------------------------------------------------------------------------------------- */
+static bool allocate_one(Executor *executor, int64_t bytes, char **memory) {
+    *memory = executor->device->allocate(executor->device, bytes);
+    executor->bytes += bytes;
+    return *memory;
+}
+
+static bool allocate_all(Executor *executor) {
+    const ProgramSet *set = executor->set;
+    bool good = true;
+    executor->moments = checked_alloc((size_t)set->moment_count * sizeof(char *));
+    executor->inputs = checked_alloc((size_t)set->module->inputs.count * sizeof(char *));
+    for (Role role = ROLE_WEIGHT; good && role <= ROLE_METRIC; role++)
+        if (role != ROLE_MOMENT)
+            good = allocate_one(executor, slab_bytes(set, role), &executor->slabs[role]);
+    for (int i = 0; good && i < set->moment_count; i++)
+        good = allocate_one(executor, slab_bytes(set, ROLE_MOMENT), &executor->moments[i]);
+    for (int i = 0; good && i < set->module->inputs.count; i++)
+        good = allocate_one(executor, input_bytes(set->module, i), &executor->inputs[i]);
+    return good &&
+           allocate_one(executor, arena_size(set, &executor->options), &executor->arena);
+}
+
+static char *space_base(const Executor *executor, const Operand *operand) {
+    switch (operand->space) {
+    case SPACE_WEIGHT:
+        return executor->slabs[ROLE_WEIGHT];
+    case SPACE_GRADIENT:
+        return executor->slabs[ROLE_GRADIENT];
+    case SPACE_MOMENT:
+        return executor->moments[operand->number];
+    case SPACE_TABLE:
+        return executor->slabs[ROLE_TABLE];
+    case SPACE_METRIC:
+        return executor->slabs[ROLE_METRIC];
+    case SPACE_INPUT:
+        return executor->inputs[operand->number];
+    case SPACE_ARENA:
+        return executor->arena;
+    }
+    internal_error("an operand in no space");
+}
+
+static void bind_program(const Executor *executor, const Program *program,
+                         BoundProgram *bound) {
+    int64_t buffer_count = 0, scalar_count = 0;
+    for (int64_t i = 0; i < program->step_count; i++) {
+        buffer_count += program->steps[i].operand_count;
+        scalar_count += program->steps[i].scalar_count;
+    }
+    size_t steps = (size_t)program->step_count;
+    bound->program = program;
+    bound->steps = checked_alloc(steps * sizeof *bound->steps);
+    bound->seconds = checked_alloc(steps * sizeof *bound->seconds);
+    bound->buffers = checked_alloc((size_t)buffer_count * sizeof *bound->buffers);
+    bound->scalars = checked_alloc((size_t)scalar_count * sizeof *bound->scalars);
+    bound->host = checked_alloc((size_t)program->host_scalar_count * sizeof *bound->host);
+    void **buffers = bound->buffers;
+    double *scalars = bound->scalars;
+    for (int64_t i = 0; i < program->step_count; i++) {
+        const Step *step = &program->steps[i];
+        bound->steps[i] = (BoundStep){step, buffers, scalars};
+        for (int j = 0; j < step->operand_count; j++)
+            *buffers++ = space_base(executor, &step->operands[j]) + step->operands[j].offset;
+        scalars += step->scalar_count;
+    }
+}
+
+static void unbind_program(BoundProgram *bound) {
+    free(bound->steps);
+    free(bound->seconds);
+    free(bound->buffers);
+    free(bound->scalars);
+    free(bound->host);
+}
+
+Executor *executor_new(Device *device, const ProgramSet *set, const ExecutorOptions *options,
+                       Diagnostics *diagnostics) {
+    MemoryNeed need = memory_need(set, options);
+    int64_t available = machine_available_bytes();
+    if (need.total > available) {
+        report_memory(&need, available, diagnostics);
+        return NULL;
+    }
+    if (!device->load(device, set, diagnostics))
+        return NULL;
+    Executor *executor = checked_alloc(sizeof *executor);
+    executor->device = device;
+    executor->set = set;
+    executor->options = *options;
+    executor->programs = checked_alloc((size_t)set->program_count * sizeof *executor->programs);
+    if (!allocate_all(executor)) {
+        report_memory(&need, machine_available_bytes(), diagnostics);
+        executor_free(executor);
+        return NULL;
+    }
+    for (int i = 0; i < set->program_count; i++)
+        bind_program(executor, &set->programs[i], &executor->programs[i]);
+    return executor;
+}
+
+void executor_free(Executor *executor) {
+    if (!executor)
+        return;
+    const ProgramSet *set = executor->set;
+    Device *device = executor->device;
+    for (int i = 0; i < set->program_count; i++)
+        unbind_program(&executor->programs[i]);
+    for (Role role = ROLE_WEIGHT; role <= ROLE_METRIC; role++)
+        device->release(device, executor->slabs[role]);
+    for (int i = 0; i < set->moment_count; i++)
+        device->release(device, executor->moments[i]);
+    for (int i = 0; i < set->module->inputs.count; i++)
+        device->release(device, executor->inputs[i]);
+    device->release(device, executor->arena);
+    free(executor->moments);
+    free(executor->inputs);
+    free(executor->programs);
+    free(executor);
+}
+
+int64_t executor_bytes(const Executor *executor) {
+    return executor->bytes + executor->device->scratch_bytes(executor->device);
+}
+
+/* ---- the values of states
+ * ------------------------------------------------------------------------ */
+/* How a tensor of these axes, slowest first, is found in the memory of a state. */
+typedef struct Arrangement {
+    int rank;
+    int64_t extents[MAX_AXES], strides[MAX_AXES];
+    int64_t rows, row; /* all extents but the last, multiplied; the last (1 without axes) */
+} Arrangement;
+
+static Arrangement arrange(const Module *module, const State *state, const AxisId *axes,
+                           int rank) {
+    Arrangement a = {.rank = rank, .rows = 1, .row = 1};
+    INTERNAL_CHECK(state->order_count == rank && state->dtype == TYPE_F32);
+    for (int i = 0; i < rank; i++) {
+        bool passed = false;
+        a.extents[i] = module->axes.data[axes[i]].size;
+        a.strides[i] = 1;
+        for (int j = 0; j < rank; j++) {
+            if (passed)
+                a.strides[i] *= module->axes.data[state->order[j]].size;
+            passed = passed || state->order[j] == axes[i];
+        }
+        a.rows *= i < rank - 1 ? a.extents[i] : 1;
+    }
+    if (rank > 0)
+        a.row = a.extents[rank - 1];
+    return a;
+}
+
+/* In declared order: in axes, then out axes. */
+static Arrangement arrange_declared(const Module *module, const State *state) {
+    AxisId axes[2 * MAX_AXES];
+    memcpy(axes, state->in, (size_t)state->in_count * sizeof *axes);
+    memcpy(axes + state->in_count, state->out, (size_t)state->out_count * sizeof *axes);
+    return arrange(module, state, axes, state->in_count + state->out_count);
+}
+
+/* Where row `row` begins in the state's memory. */
+static int64_t row_offset(const Arrangement *a, int64_t row) {
+    int64_t offset = 0;
+    for (int i = a->rank - 2; i >= 0; i--) {
+        offset += row % a->extents[i] * a->strides[i];
+        row /= a->extents[i];
+    }
+    return offset;
+}
+
+static int64_t last_stride(const Arrangement *a) {
+    return a->rank ? a->strides[a->rank - 1] : 0;
+}
+
+static char *state_memory(const Executor *executor, const State *state) {
+    char *slab = state->role == ROLE_MOMENT ? executor->moments[state->number]
+                                            : executor->slabs[state->role];
+    INTERNAL_CHECK(state->offset >= 0 && !state->flat);
+    return slab + element_bytes(state->offset);
+}
+
+void executor_read_state(const Executor *executor, StateId id, float *values) {
+    const State *state = &executor->set->module->states.data[id];
+    Arrangement a = arrange_declared(executor->set->module, state);
+    int64_t bytes = element_bytes(a.rows * a.row), stride = last_stride(&a);
+    float *memory = checked_alloc((size_t)bytes);
+    executor->device->copy_out(executor->device, memory, state_memory(executor, state), bytes);
+#pragma omp parallel for
+    for (int64_t row = 0; row < a.rows; row++) {
+        const float *from = memory + row_offset(&a, row);
+        for (int64_t i = 0; i < a.row; i++)
+            values[row * a.row + i] = from[i * stride];
+    }
+    free(memory);
+}
+
+static void write_arranged(Executor *executor, const State *state, const Arrangement *a,
+                           const float *values) {
+    int64_t bytes = element_bytes(a->rows * a->row), stride = last_stride(a);
+    float *memory = checked_alloc((size_t)bytes);
+#pragma omp parallel for
+    for (int64_t row = 0; row < a->rows; row++) {
+        float *to = memory + row_offset(a, row);
+        for (int64_t i = 0; i < a->row; i++)
+            to[i * stride] = values[row * a->row + i];
+    }
+    executor->device->copy_in(executor->device, state_memory(executor, state), memory, bytes);
+    free(memory);
+}
+
+void executor_write_state(Executor *executor, StateId id, const float *values) {
+    const State *state = &executor->set->module->states.data[id];
+    Arrangement a = arrange_declared(executor->set->module, state);
+    write_arranged(executor, state, &a, values);
+}
+
+/* ---- initial values
+ * ------------------------------------------------------------------------------ Element i of a
+ * state is a function of seed, path and i alone (i counts in declared order), so that no plan
+ * and no layout changes where another parameter starts. */
+
+/* Two independent standard normal values: Box-Muller.  Pair j makes elements 2j and 2j + 1. */
+static void normal_pair(uint64_t seed, uint64_t site, int64_t pair, double values[2]) {
+    const double two_pi = 6.283185307179586476925286766559;
+    double radius = sqrt(-2 * log(1 - random_uniform(seed, 0, site, 0, (uint64_t)pair)));
+    double angle = two_pi * random_uniform(seed, 0, site, 1, (uint64_t)pair);
+    values[0] = radius * cos(angle);
+    values[1] = radius * sin(angle);
+}
+
+static void initial_normal(uint64_t seed, uint64_t site, double scale, float *values,
+                           int64_t count) {
+#pragma omp parallel for
+    for (int64_t pair = 0; pair < (count + 1) / 2; pair++) {
+        double two[2];
+        normal_pair(seed, site, pair, two);
+        for (int i = 0; i < 2 && 2 * pair + i < count; i++)
+            values[2 * pair + i] = (float)(scale * two[i]);
+    }
+}
+
+static void initial_uniform(uint64_t seed, uint64_t site, double scale, float *values,
+                            int64_t count) {
+#pragma omp parallel for
+    for (int64_t i = 0; i < count; i++)
+        values[i] = (float)(scale * (2 * random_uniform(seed, 0, site, 0, (uint64_t)i) - 1));
+}
+
+void initial_values(const Module *module, StateId id, uint64_t seed, float *values) {
+    const State *state = &module->states.data[id];
+    int64_t count = type_elements(module, state_type(state));
+    uint64_t site = hash_bytes(state->path, strlen(state->path), (uint64_t)state->number);
+    float constant = state->init.kind == INIT_CONSTANT ? (float)state->init.scale : 0;
+    if (state->init.kind == INIT_NORMAL)
+        initial_normal(seed, site, state->init.scale, values, count);
+    else if (state->init.kind == INIT_UNIFORM)
+        initial_uniform(seed, site, state->init.scale, values, count);
+    else
+        for (int64_t i = 0; i < count; i++)
+            values[i] = constant;
+}
+
+static void initialize_state(Executor *executor, StateId id, uint64_t seed) {
+    const Module *module = executor->set->module;
+    int64_t count = type_elements(module, state_type(&module->states.data[id]));
+    float *values = checked_alloc((size_t)element_bytes(count));
+    initial_values(module, id, seed, values);
+    executor_write_state(executor, id, values);
+    free(values);
+}
+
+/* Tables: `init` in double, each value rounded once. */
+static void initialize_tables(Executor *executor) {
+    const Module *module = executor->set->module;
+    const Function *init = module_find_function(module, "init");
+    if (!init)
+        return;
+    Interp *interp = interp_new(module);
+    interp_run(interp, init, NULL, false);
+    for (StateId id = 0; id < module->states.count; id++) {
+        const State *state = &module->states.data[id];
+        if (state->role != ROLE_TABLE || state->flat)
+            continue;
+        Type type = state_type(state);
+        Arrangement a = arrange(module, state, type.axes, type.rank);
+        const double *computed = interp_state(interp, id);
+        float *values = checked_alloc((size_t)element_bytes(a.rows * a.row));
+        for (int64_t i = 0; i < a.rows * a.row; i++)
+            values[i] = (float)computed[i];
+        write_arranged(executor, state, &a, values);
+        free(values);
+    }
+    interp_free(interp);
+}
+
+/* What lies between states stays zero, so that sums over a slab see the states alone. */
+void executor_initialize(Executor *executor, uint64_t seed) {
+    const ProgramSet *set = executor->set;
+    Device *device = executor->device;
+    for (Role role = ROLE_WEIGHT; role <= ROLE_METRIC; role++)
+        if (role != ROLE_MOMENT)
+            device->zero(device, executor->slabs[role], slab_bytes(set, role));
+    for (int i = 0; i < set->moment_count; i++)
+        device->zero(device, executor->moments[i], slab_bytes(set, ROLE_MOMENT));
+    for (StateId id = 0; id < set->module->states.count; id++) {
+        const State *state = &set->module->states.data[id];
+        if ((state->role == ROLE_WEIGHT || state->role == ROLE_MOMENT) && !state->flat &&
+            state->init.kind != INIT_ZEROS)
+            initialize_state(executor, id, seed);
+    }
+    initialize_tables(executor);
+}
+
+void executor_set_input(Executor *executor, int input, const int32_t *values) {
+    executor->device->copy_in(executor->device, executor->inputs[input], values,
+                              input_bytes(executor->set->module, input));
+}
+
+double executor_metric(const Executor *executor, const char *path) {
+    const Module *module = executor->set->module;
+    StateId id = module_find_state(module, path, ROLE_METRIC, 0);
+    if (id < 0)
+        internal_error("no metric is named %s", path);
+    float value = 0;
+    executor->device->copy_out(executor->device, &value,
+                               state_memory(executor, &module->states.data[id]), sizeof value);
+    return (double)value;
+}
+
+/* ---- looking for NaN and infinity
+ * ---------------------------------------------------------------- */
+/* The first element that is NaN or infinite; -1: none.  Minus infinity is what masks are made
+ * of: `masks` lets it pass. */
+static int64_t first_bad(const Executor *executor, const void *at, int64_t count, bool masks) {
+    float *values = checked_alloc((size_t)element_bytes(count));
+    int64_t first = INT64_MAX;
+    executor->device->copy_out(executor->device, values, at, element_bytes(count));
+#pragma omp parallel for reduction(min : first)
+    for (int64_t i = 0; i < count; i++) {
+        bool bad = !isfinite(values[i]) && !(masks && isinf(values[i]) && values[i] < 0);
+        if (bad && i < first)
+            first = i;
+    }
+    free(values);
+    return first == INT64_MAX ? -1 : first;
+}
+
+/* Does the step write f32 values of its own through this operand?  (Kernels' scratch, past the
+ * plan's part of the arena, may hold anything.) */
+static bool operand_is_written(const ProgramSet *set, const Program *program, const Step *step,
+                               int operand) {
+    const Operand *o = &step->operands[operand];
+    if (o->space == SPACE_ARENA && o->offset >= program->function->arena_bytes)
+        return false;
+    if (step->kind == STEP_PRODUCT)
+        return operand == 2;
+    if (step->kind == STEP_COPY)
+        return operand == 1 && o->space != SPACE_ARENA;
+    if (step->kind == STEP_ZERO)
+        return false;
+    const Buffer *buffer = &set->kernels[step->index]->buffers.data[operand];
+    return buffer->writes && buffer->dtype == TYPE_F32;
+}
+
+/* True when all that the step wrote is finite. */
+static bool check_step(const Executor *executor, const Program *program, const BoundStep *bound,
+                       Diagnostics *diagnostics) {
+    const Step *step = bound->step;
+    for (int i = 0; i < step->operand_count; i++) {
+        if (!operand_is_written(executor->set, program, step, i))
+            continue;
+        const Operand *operand = &step->operands[i];
+        int64_t bad = first_bad(executor, bound->buffers[i], operand->bytes / 4,
+                                operand->space == SPACE_ARENA);
+        if (bad < 0)
+            continue;
+        Diagnostic *d = error_in_file(
+            diagnostics, program->name,
+            "step %lld, %s, wrote a value that is no finite number (element %lld of %lld, %s)",
+            (long long)(step - program->steps), step->label ? step->label : "unnamed",
+            (long long)bad, (long long)(operand->bytes / 4), space_name(operand->space));
+        for (int j = 0; j < step->operand_count; j++)
+            if (step->operands[j].space == SPACE_WEIGHT && j != i &&
+                first_bad(executor, bound->buffers[j], step->operands[j].bytes / 4, false) >= 0)
+                help(
+                    d,
+                    "a weight that it reads was not finite before: look at --weights, or lower "
+                    "the rate");
+        return false;
+    }
+    return true;
+}
+
+void executor_check_nan(Executor *executor) {
+    executor->options.check_nan = true;
+}
+
+/* ---- poison
+ * -------------------------------------------------------------------------------------- */
+static void poison_arena(Executor *executor) {
+    int64_t bytes = arena_size(executor->set, &executor->options);
+    int64_t words = bytes / (int64_t)sizeof poison_word;
+    uint32_t *poison = checked_alloc((size_t)bytes + sizeof *poison);
+    for (int64_t i = 0; i < words; i++)
+        poison[i] = poison_word;
+    executor->device->copy_in(executor->device, executor->arena, poison, bytes);
+    free(poison);
+}
+
+int64_t executor_arena_touched(const Executor *executor) {
+    if (!executor->options.poison)
+        return 0;
+    int64_t bytes = arena_size(executor->set, &executor->options);
+    int64_t words = bytes / (int64_t)sizeof poison_word;
+    uint32_t *memory = checked_alloc((size_t)bytes + sizeof *memory);
+    executor->device->copy_out(executor->device, memory, executor->arena, bytes);
+    while (words > 0 && memory[words - 1] == poison_word)
+        words--;
+    free(memory);
+    return words * (int64_t)sizeof poison_word;
+}
+
+/* ---- running
+ * ------------------------------------------------------------------------------------- */
+static BoundProgram *find_bound(const Executor *executor, const char *name) {
+    for (int i = 0; i < executor->set->program_count; i++)
+        if (strcmp(executor->set->programs[i].name, name) == 0)
+            return &executor->programs[i];
+    internal_error("there is no program %s", name);
+}
+
+/* The host's scalars, and each step's arguments from them. */
+static void compute_scalars(BoundProgram *bound, const double *arguments) {
+    const Program *program = bound->program;
+    for (int i = 0; i < program->host_scalar_count; i++)
+        bound->host[i] = program_scalar(program, i, arguments);
+    for (int64_t i = 0; i < program->step_count; i++)
+        for (int j = 0; j < program->steps[i].scalar_count; j++)
+            bound->steps[i].scalars[j] = bound->host[program->steps[i].scalars[j]];
+}
+
+static void run_step(Device *device, const BoundStep *bound) {
+    const Step *step = bound->step;
+    void *const *buffers = bound->buffers;
+    switch (step->kind) {
+    case STEP_LAUNCH:
+        device->launch(device, step->index, buffers, bound->scalars);
+        return;
+    case STEP_PRODUCT:
+        device->product(device, step->index, buffers[0], buffers[1], buffers[2]);
+        return;
+    case STEP_COPY:
+        device->copy(device, buffers[1], buffers[0], step->operands[1].bytes);
+        return;
+    case STEP_ZERO:
+        device->zero(device, buffers[0], step->operands[0].bytes);
+        return;
+    }
+}
+
+bool executor_run(Executor *executor, const char *name, const double *scalars,
+                  Diagnostics *diagnostics) {
+    Device *device = executor->device;
+    BoundProgram *bound = find_bound(executor, name);
+    if (executor->options.poison)
+        poison_arena(executor);
+    compute_scalars(bound, scalars);
+    for (int64_t i = 0; i < bound->program->step_count; i++) {
+        double start = executor->timing ? now_seconds() : 0;
+        run_step(device, &bound->steps[i]);
+        if (executor->timing) {
+            device->synchronize(device);
+            bound->seconds[i] = now_seconds() - start;
+        }
+        if (executor->options.check_nan &&
+            !check_step(executor, bound->program, &bound->steps[i], diagnostics))
+            return false;
+    }
+    device->synchronize(device);
+    return true;
+}
+
+void executor_set_timing(Executor *executor, bool on) {
+    executor->timing = on;
+}
+
+const double *executor_step_seconds(const Executor *executor, const char *program) {
+    return find_bound(executor, program)->seconds;
+}
