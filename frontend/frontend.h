@@ -1,6 +1,9 @@
 /* frontend/frontend.h: from text to a checked graph.  Index of the folder, by source file.
  *
- *   lexer.l parser.y   text to syntax tree (reentrant, with locations)
+ *   lexer.l parser.y   text to syntax tree (reentrant, with locations); syntax.h is private to it
+ *   tokens.c           between the two: where newlines end statements, brackets, recovery
+ *   tree.c             nodes of the tree; which statement may stand where
+ *   syntax_error.c     the wording of syntax errors
  *   source.c           loading files, `use`, the built-in library
  *   format.c           `colac fmt`: the canonical layout of a text, comments kept
  *   std.cola           the library, in the language itself (embedded in the program)

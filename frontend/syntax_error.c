@@ -42,19 +42,20 @@ static bool expects(Expected expected, const char *token) {
     return false;
 }
 
-static bool is_one_of(const char *token, const char *const *list, int count) {
-    for (int i = 0; i < count; i++)
-        if (!strcmp(token, list[i]))
-            return true;
-    return false;
-}
-
-static bool is_operator(const char *token) {
-    static const char *const operators[] = {
-        "'+'", "'-'", "'*'", "'/'", "'%'", "'^'", "'<'", "'>'",
-        "<=",  ">=",  "==",  "!=",  "and", "or",  "'['", "'('"};
-    return is_one_of(token, operators, COUNT_OF(operators));
-}
+/* What goes without saying where something else is expected as well: operators go on with any
+ * expression, `;` is another end of a line … */
+static const struct {
+    const char *beside;
+    const char *tokens[20];
+} noise[] = {
+    {"'+'",
+     {"'+'", "'-'", "'*'", "'/'", "'%'", "'^'", "'<'", "'>'", "<=", ">=", "==", "!=", "and",
+      "or", "'['", "'('", "'='", "':'", "'.'"}},
+    {"')'", {"';'", "->", "as", ".."}},
+    {"']'", {"';'", "->", "as", ".."}},
+    {"','", {"'['", "'.'"}},
+    {"the end of the line", {"end of file", "';'", "'}'", "'['", "'.'"}},
+};
 
 /* Where a whole construct may begin, its name says more than a list of first words. */
 static const char *construct(Expected expected) {
@@ -71,28 +72,16 @@ static const char *construct(Expected expected) {
     return NULL;
 }
 
-/* Does the phrase for `token` say nothing that the others don't? */
 static bool is_noise(Expected expected, const char *token, const char *construct_name) {
-    bool closes = expects(expected, "')'") || expects(expected, "']'");
-    bool ends = expects(expected, "the end of the line");
-    bool lists = expects(expected, "','") && expects(expected, "'}'");
+    bool is_word = isalpha((unsigned char)token[0]) && strcmp(token, "a name");
     if (construct_name && strcmp(token, "')'") && strcmp(token, "']'"))
         return true;
-    if (expects(expected, "a name") && isalpha((unsigned char)token[0]) &&
-        strcmp(token, "a name"))
+    if (is_word && expects(expected, "a name"))
         return true;
-    if (expects(expected, "'+'") && (is_operator(token) || !strcmp(token, "'='") ||
-                                     !strcmp(token, "':'") || !strcmp(token, "'.'")))
-        return true;
-    if (closes && (!strcmp(token, "';'") || !strcmp(token, "->") || !strcmp(token, "as") ||
-                   !strcmp(token, "..")))
-        return true;
-    if (lists && (!strcmp(token, "'['") || !strcmp(token, "'.'")))
-        return true;
-    if (ends &&
-        (!strcmp(token, "end of file") || !strcmp(token, "';'") || !strcmp(token, "'}'") ||
-         !strcmp(token, "','") || !strcmp(token, "'.'") || !strcmp(token, "'['")))
-        return true;
+    for (int i = 0; i < COUNT_OF(noise); i++)
+        for (const char *const *other = noise[i].tokens; *other; other++)
+            if (!strcmp(token, *other) && expects(expected, noise[i].beside))
+                return true;
     return !strcmp(token, "the end of the line") && expects(expected, "'{'") &&
            !expects(expected, "'}'");
 }
@@ -214,6 +203,8 @@ static const char *remedy_for_token(const Parser *parser, Expected expected) {
         return "`..`, any other axes, stands first: `[.., D]`";
     if (token.kind == TOKEN_NAME && expects(expected, "int"))
         return "a type is the axes in brackets: `[B,S]` for floats, `int[B,S]` for integers";
+    if (token.kind == ':' && expects(expected, "'{'"))
+        return "a body stands in braces";
     if (token.kind == ':' && expects_operator)
         return "a label stands right after `(`, `,`, `=` or `return`: put the call in "
                "parentheses";
@@ -237,7 +228,9 @@ static const char *remedy(const Parser *parser, Expected expected) {
         (token.kind == '(' || token.kind == '['))
         return "a statement gives a name a value: `y = …`";
     bool same_line = !token.first_on_line && !is_first(parser, token);
-    if (expects(expected, "the end of the line") && is_word(token.kind) && same_line)
+    bool statement_could_end =
+        expects(expected, "the end of the line") && !expects(expected, "','");
+    if (statement_could_end && is_word(token.kind) && same_line)
         return "statements on one line are parted by `;`";
     return NULL;
 }

@@ -1,7 +1,7 @@
 /* tokens.c: between the lexer and the grammar.
  *
  * The newline rule: a newline ends a statement outside ( ) and [ ], unless an operator, `,` or
- * `->` stands before it, or `else` or `then` after it.
+ * `->` stands before it, or `else`, `then` or `{` after it.
  *
  * Brackets: a closing bracket of the wrong kind, one that closes nothing, and an opening one
  * that is never closed are reported here, where both ends are known; the grammar gets what
@@ -11,6 +11,8 @@
  * whole, so that the next statement is read as if nothing had happened.
  */
 #include "frontend/parser.h"
+
+#include <ctype.h>
 
 enum { MAX_SYNTAX_ERRORS = 50 };
 /* Of the trees in one arena: a million lines or so. */
@@ -122,7 +124,7 @@ static void hold(Parser *parser, Token token) {
 static bool ends_statement(const Parser *parser, Token next) {
     return next.first_on_line && parser->previous != TOKEN_NEWLINE &&
            !parser->previous_continues && !inside_statement(parser) &&
-           next.kind != TOKEN_ELSE && next.kind != TOKEN_THEN;
+           next.kind != TOKEN_ELSE && next.kind != TOKEN_THEN && next.kind != '{';
 }
 
 /* The newline before a token, as a place: right behind what it ends. */
@@ -353,12 +355,32 @@ static int statement_floor(const Parser *parser) {
     return floor;
 }
 
+/* Does the word, first on its line but inside brackets, look like a statement's beginning? */
+static bool looks_like_statement(const Parser *parser, Token token) {
+    const char *text = parser->source->text, *after = text + token.span.end;
+    after += strspn(after, " \t");
+    switch (token.kind) {
+    case TOKEN_DIM:
+    case TOKEN_FOR:
+    case TOKEN_IF:
+    case TOKEN_PARAM:
+    case TOKEN_RETURN:
+        return true;
+    case TOKEN_NAME:
+        return *after == ':' || (*after == '=' && after[1] != '=');
+    default: /* no two names stand side by side within an expression */
+        return token.kind >= TOKEN_BATCH && token.kind <= TOKEN_WITH &&
+               (*after == ':' || *after == '=' || *after == '_' ||
+                isalpha((unsigned char)*after));
+    }
+}
+
 bool parser_recover(Parser *parser) {
     parser->recovering = true;
     parser->floor = statement_floor(parser);
     Token token = parser->lookahead;
-    bool is_word = token.kind >= TOKEN_AND && token.kind <= TOKEN_NAME;
-    if (!token.first_on_line || !is_word || parser->depth == parser->floor || parser->holding)
+    if (!token.first_on_line || parser->depth == parser->floor || parser->holding ||
+        !looks_like_statement(parser, token))
         return false;
     /* A bracket was left open on an earlier line: a statement begins here. */
     parser->depth = parser->floor;

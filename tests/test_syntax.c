@@ -474,6 +474,7 @@ static void test_newline_rule(void **state) {
     expect_tree("fn f(x) ->\n [D] { return x }", "(fn f 0x -> [D]{return  x})");
     expect_tree("fn f(x) {\n if a { y = 1 }\n\n else { y = 2 } ; return x }",
                 "(fn f 0x{if  a{let y 1} else {let y 2}}{return  x})");
+    expect_tree("fn f(x)\n# why\n{\nreturn x\n}\n", "(fn f 0x{return  x})");
     /* a star of a selector is no operator */
     expect_tree("recipe r {\n optimizer m() on layer[*].**\n warmup 1\n}"
                 "\nplan p {\n recompute *\n recompute a.* keep *\n set A = b *\n 2\n}",
