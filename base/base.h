@@ -121,6 +121,8 @@ typedef struct Diagnostic Diagnostic;
 
 Diagnostics *diagnostics_new(void);
 void diagnostics_free(Diagnostics *diagnostics);
+/* Frees `owned` by `release` with the diagnostics: what their places point into. */
+void diagnostics_own(Diagnostics *diagnostics, void *owned, void (*release)(void *));
 int diagnostics_errors(const Diagnostics *diagnostics); /* errors so far */
 /* An error at a place.  The same text at the same place is recorded once.  After 50 errors the
  * rest are only counted.  Never NULL. */

@@ -24,8 +24,15 @@ struct Diagnostic {
     Diagnostics *owner;
 };
 
+/* Something that lives as long as the diagnostics. */
+typedef struct Owned {
+    void *owned;
+    void (*release)(void *);
+} Owned;
+
 struct Diagnostics {
     Arena *arena;
+    ARRAY(Owned) owned;
     ARRAY(Diagnostic *) recorded;
     int errors, errors_recorded, warnings_recorded;
     Diagnostic overflow; /* takes the notes of errors past the limit; never printed */
@@ -44,9 +51,17 @@ Diagnostics *diagnostics_new(void) {
 void diagnostics_free(Diagnostics *diagnostics) {
     if (!diagnostics)
         return;
+    for (int64_t i = 0; i < diagnostics->owned.count; i++)
+        diagnostics->owned.data[i].release(diagnostics->owned.data[i].owned);
+    array_free(&diagnostics->owned);
     array_free(&diagnostics->recorded);
     arena_free(diagnostics->arena);
     free(diagnostics);
+}
+
+void diagnostics_own(Diagnostics *diagnostics, void *owned, void (*release)(void *)) {
+    Owned entry = {owned, release};
+    array_push(&diagnostics->owned, entry);
 }
 
 int diagnostics_errors(const Diagnostics *diagnostics) {

@@ -1,0 +1,446 @@
+/* frontend/plan.c: plans.  A plan gives its own dims, sets the model's, and says what is done
+ * to the expanded model: here it is held against what is there, and `factorize` is carried out
+ * on the factorize pass's behalf. */
+#include "frontend/expand.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- dims, presets, set
+ * ---------------------------------------------------------------------- */
+
+/* A dim of a plan or recipe.  One that a base declared is replaced, with all that was said of
+ * it. */
+static void declare_own(Expander *x, DimTable *table, const Directive *d, const char *owner) {
+    Dim *dim = arena_alloc(x->arena, sizeof *dim);
+    *dim = *dim_new(x, d->name.text, d->name.span);
+    dim->owner = owner;
+    dim->is_flag = d->kind == DIRECTIVE_FLAG;
+    dim->value = d->value;
+    dim->home = table;
+    int64_t at = string_map_get(&table->by_name, dim->name, -1);
+    if (at >= 0 && table->dims.data[at]->owner != owner)
+        table->dims.data[at] = dim;
+    else
+        table_add(x, table, dim);
+}
+
+static void apply_set(Expander *x, DimTable *table, const Directive *d, const char *setter) {
+    Dim *dim = table_find(table, d->name.text);
+    if (dim) {
+        dim_set(dim, SET_PLAN, setter, d->name.span, d->value, table);
+        return;
+    }
+    Diagnostic *diagnostic = complain(
+        x, NULL, d->name.span, "`set` is about %s, which is no dim or flag", d->name.text);
+    Frame frame = frame_begin(NULL, NULL, table);
+    const char *nearest = nearest_visible(x, &frame, d->name.text);
+    frame_end(&frame);
+    if (nearest)
+        help(diagnostic, "did you mean %s?", nearest);
+}
+
+static void declare_plan_item(Expander *x, const Item *item) {
+    const char *owner = arena_printf(x->arena, "plan %s", item->name.text);
+    for (const Directive *d = item->directives; d; d = d->next)
+        if (d->kind == DIRECTIVE_DIM || d->kind == DIRECTIVE_FLAG)
+            declare_own(x, &x->plan_dims, d, owner);
+    for (const Directive *d = item->directives; d; d = d->next)
+        if (d->kind == DIRECTIVE_PRESET)
+            apply_preset(x, d->preset, &x->plan_dims, owner);
+    for (const Directive *d = item->directives; d; d = d->next)
+        if (d->kind == DIRECTIVE_SET)
+            apply_set(x, &x->plan_dims, d, item->name.text);
+}
+
+void declare_plan(Expander *x) {
+    x->plan_dims.owner = "the plan";
+    if (!x->request->plan)
+        return;
+    x->compilation->plan = requested_item(x, ITEM_PLAN, x->request->plan);
+    if (!x->compilation->plan)
+        return;
+    extension_chain(x, x->compilation->plan, &x->plan_chain);
+    for (int64_t i = 0; i < x->plan_chain.count; i++)
+        declare_plan_item(x, x->plan_chain.data[i]);
+}
+
+/* ---- paths
+ * ----------------------------------------------------------------------------------- */
+
+void weight_paths(const Expander *x, Paths *paths) {
+    for (int64_t i = 0; i < x->module->states.count; i++)
+        if (x->module->states.data[i].role == ROLE_WEIGHT)
+            array_push(paths, x->module->states.data[i].path);
+}
+
+static const Item *placed_block(const Expander *x, const Factorize *factorize) {
+    const Expr *call = factorize->directive->call;
+    return find_item(x, call->name.text, call->span.source);
+}
+
+/* Names that a body gives: parameters, or all values too. */
+static void body_names(Expander *x, const Statement *s, const char *path, bool values,
+                       Paths *paths) {
+    for (; s; s = s->next) {
+        if (s->kind == STATEMENT_PARAM || (values && s->kind == STATEMENT_BIND))
+            for (int i = 0; i < s->name_count; i++)
+                array_push(paths, path_join(x, path, s->names[i].text));
+        body_names(x, s->body, path, values, paths);
+        body_names(x, s->otherwise, path, values, paths);
+    }
+}
+
+void factorized_paths(Expander *x, bool values, Paths *paths) {
+    const Compilation *c = x->compilation;
+    for (int i = 0; i < c->factorize_count; i++)
+        for (int k = 0; k < c->factorizes[i].weight_count; k++) {
+            const char *path = x->module->states.data[c->factorizes[i].weights[k]].path;
+            body_names(x, placed_block(x, &c->factorizes[i])->body, path, values, paths);
+            if (values)
+                array_push(paths, path_join(x, path, "out"));
+        }
+}
+
+/* ---- what factorize asks of a weight
+ * ---------------------------------------------------------- */
+
+/* Who reads each state, in live code. */
+typedef struct Uses {
+    int *count;     /* by state */
+    NodeId *reader; /* by state: the last one */
+    NodeId *second; /* and the one before */
+} Uses;
+
+static Uses find_uses(const Expander *x) {
+    size_t states = (size_t)x->module->states.count + 1;
+    Uses uses = {checked_alloc(states * sizeof(int)), checked_alloc(states * sizeof(NodeId)),
+                 checked_alloc(states * sizeof(NodeId))};
+    unsigned char *live = live_nodes(x->function);
+    for (NodeId id = 0; id < x->function->nodes.count; id++) {
+        const Node *node = node_at(x->function, id);
+        for (int i = 0; i < node->input_count && live[id]; i++) {
+            const Node *input = node_at(x->function, node->inputs[i]);
+            if (input->op != OP_STATE)
+                continue;
+            int64_t state = input->attr.integer;
+            uses.count[state]++;
+            uses.second[state] = uses.reader[state];
+            uses.reader[state] = id;
+        }
+    }
+    free(live);
+    return uses;
+}
+
+static void uses_free(Uses *uses) {
+    free(uses->count);
+    free(uses->reader);
+    free(uses->second);
+}
+
+static bool sums_inputs(const Node *dot, const State *weight) {
+    if (dot->attr.from_count != weight->in_count)
+        return false;
+    Type summed = type_of(TYPE_F32, dot->attr.from, dot->attr.from_count);
+    for (int i = 0; i < weight->in_count; i++)
+        if (!type_has(summed, weight->in[i]))
+            return false;
+    return true;
+}
+
+static bool keeps_outputs(const Expander *x, const Node *dot, StateId id) {
+    const State *weight = &x->module->states.data[id];
+    const Node *left = node_at(x->function, dot->inputs[0]);
+    bool first = left->op == OP_STATE && left->attr.integer == id;
+    const Node *other = node_at(x->function, dot->inputs[first ? 1 : 0]);
+    if (other->op == OP_STATE && other->attr.integer == id)
+        return false;
+    for (int i = 0; i < weight->out_count; i++)
+        if (type_has(other->type, weight->out[i]))
+            return false;
+    return true;
+}
+
+static void complain_weight(Expander *x, Span span, const State *weight, const char *why,
+                            const Node *use, const Node *other) {
+    Diagnostic *d =
+        complain(x, NULL, span, "factorize cannot replace %s: %s", weight->path, why);
+    note_at(d, weight->span, "%s is declared here", weight->path);
+    if (other)
+        note_at(d, other->span, "it is used here");
+    if (use)
+        note_at(d, use->span, other ? "and here" : "it is used here");
+}
+
+static bool check_factorizable(Expander *x, const Uses *uses, StateId id, Span span) {
+    const State *weight = &x->module->states.data[id];
+    const Node *use = uses->count[id] ? node_at(x->function, uses->reader[id]) : NULL;
+    const char *why = NULL;
+    const Node *other = NULL;
+    if (weight->in_count == 0 || weight->out_count == 0)
+        why = "it has no inputs and outputs, as in [D -> F]";
+    else if (uses->count[id] == 0)
+        why = "nothing uses it";
+    else if (uses->count[id] > 1) {
+        why = "it is used more than once";
+        other = node_at(x->function, uses->second[id]);
+    } else if (use->op != OP_DOT)
+        why = "its one use is no dot";
+    else if (!sums_inputs(use, weight))
+        why = "its dot does not sum over exactly its inputs";
+    else if (!keeps_outputs(x, use, id))
+        why = "what it is multiplied with has its outputs already";
+    if (why)
+        complain_weight(x, span, weight, why, use, other);
+    return !why;
+}
+
+/* ---- directives
+ * ------------------------------------------------------------------------------ */
+
+static const Item *wanted_block(Expander *x, const Directive *d) {
+    Name name = d->call->name;
+    const Item *item = find_item(x, name.text, name.span.source);
+    if (item && item->kind == ITEM_BLOCK)
+        return item;
+    Diagnostic *diagnostic = complain(
+        x, NULL, name.span, item ? "%s is no block" : "no block is named %s", name.text);
+    ARRAY(const char *) names = {0};
+    for (int64_t i = 0; i < x->items.count; i++)
+        if (x->items.data[i].item->kind == ITEM_BLOCK)
+            array_push(&names, x->items.data[i].item->name.text);
+    const char *nearest = nearest_name(name.text, names.data, (int)names.count);
+    if (nearest && !item)
+        help(diagnostic, "did you mean %s?", nearest);
+    array_free(&names);
+    return NULL;
+}
+
+/* The formals of a block that stands in for a product: x; I -> O. */
+typedef struct ProductFormals {
+    const Parameter *x, *in, *out;
+} ProductFormals;
+
+static bool product_formals(Expander *x, const Item *block, Span span,
+                            ProductFormals *formals) {
+    bool fine = true;
+    *formals = (ProductFormals){0};
+    for (const Parameter *p = block->parameters; p; p = p->next) {
+        const Parameter **slot = p->group == 0         ? &formals->x
+                                 : !p->group_has_arrow ? NULL
+                                 : p->after_arrow      ? &formals->out
+                                                       : &formals->in;
+        if (!slot || (*slot && p->fallback))
+            continue;
+        fine &= !*slot;
+        *slot = p;
+    }
+    if (fine && formals->x && formals->in && formals->out)
+        return true;
+    Diagnostic *d = complain(x, NULL, span,
+                             "block %s cannot stand in for a product of x and a "
+                             "weight",
+                             block->name.text);
+    note_at(d, block->name.span, "it is declared here");
+    help(d, "such a block is written `block %s(x: [.., I]; I -> O; …) -> [.., O]`",
+         block->name.text);
+    return false;
+}
+
+static void check_factorize(Expander *x, const Directive *d, const Uses *uses) {
+    Paths paths = {0};
+    const Item *block = wanted_block(x, d);
+    ProductFormals formals;
+    bool fine = block && product_formals(x, block, d->call->span, &formals);
+    ARRAY(StateId) weights = {0};
+    weight_paths(x, &paths);
+    for (const Selector *s = d->selectors; s; s = s->next)
+        fine &= check_selector(x, s, &x->plan_dims, paths.data, paths.count, "parameter");
+    for (StateId id = 0; id < x->module->states.count && fine; id++) {
+        const State *state = &x->module->states.data[id];
+        const Selector *s = state->role == ROLE_WEIGHT ? d->selectors : NULL;
+        while (s && !selector_matches_path(x, s, &x->plan_dims, state->path))
+            s = s->next;
+        if (s && check_factorizable(x, uses, id, s->span))
+            array_push(&weights, id);
+    }
+    array_free(&paths);
+    Compilation *c = x->compilation;
+    if (fine) {
+        c->factorizes = checked_realloc(c->factorizes, (size_t)(c->factorize_count + 1) *
+                                                           sizeof *c->factorizes);
+        c->factorizes[c->factorize_count++] = (Factorize){d, weights.data, (int)weights.count};
+    } else {
+        array_free(&weights);
+    }
+}
+
+/* `recompute` and its like are carried out by passes of a later version. */
+static void keep_for_later(Expander *x, const Directive *d, const char *what,
+                           const char *consequence) {
+    Compilation *c = x->compilation;
+    warning_at(x->diagnostics, d->span, "`%s` is checked but has no effect yet: %s", what,
+               consequence);
+    c->later = checked_realloc(c->later, (size_t)(c->later_count + 1) * sizeof *c->later);
+    c->later[c->later_count++] = (Directive *)(uintptr_t)d;
+}
+
+/* `keep` patterns are read within each matched scope. */
+static void check_keeps(Expander *x, const Directive *d, const Paths *scopes,
+                        const Paths *values) {
+    Paths inside = {0};
+    for (int64_t i = 0; i < scopes->count; i++) {
+        const Selector *s = d->selectors;
+        while (s && !selector_matches_path(x, s, &x->plan_dims, scopes->data[i]))
+            s = s->next;
+        size_t length = strlen(scopes->data[i]);
+        for (int64_t k = 0; s && k < values->count; k++)
+            if (strncmp(values->data[k], scopes->data[i], length) == 0 &&
+                values->data[k][length] == '.')
+                array_push(&inside, values->data[k] + length + 1);
+    }
+    for (const Selector *s = d->keep; s; s = s->next)
+        check_selector(x, s, &x->plan_dims, inside.data, inside.count,
+                       "value in what is recomputed");
+    array_free(&inside);
+}
+
+static void check_recompute(Expander *x, const Directive *d) {
+    const Compilation *c = x->compilation;
+    Paths scopes = {0}, values = {0};
+    for (int64_t i = 0; i < x->scope_paths.count; i++)
+        array_push(&scopes, x->scope_paths.data[i]);
+    for (int i = 0; i < c->factorize_count; i++)
+        for (int k = 0; k < c->factorizes[i].weight_count; k++)
+            array_push(&scopes, x->module->states.data[c->factorizes[i].weights[k]].path);
+    for (int64_t i = 0; i < x->value_names.count; i++)
+        array_push(&values, x->value_names.data[i]);
+    factorized_paths(x, true, &values);
+    bool fine = true;
+    for (const Selector *s = d->selectors; s; s = s->next)
+        fine &=
+            check_selector(x, s, &x->plan_dims, scopes.data, scopes.count, "block instance");
+    if (fine)
+        check_keeps(x, d, &scopes, &values);
+    keep_for_later(x, d, "recompute", "every value is kept");
+    array_free(&scopes);
+    array_free(&values);
+}
+
+static void check_precision(Expander *x, const Directive *d) {
+    static const char *const names[] = {"f32", "bf16"};
+    if (strcmp(d->name.text, "f32") == 0)
+        return;
+    if (strcmp(d->name.text, "bf16") == 0) {
+        keep_for_later(x, d, "precision", "everything is computed in f32");
+        return;
+    }
+    Diagnostic *diagnostic =
+        complain(x, NULL, d->name.span, "%s is no precision", d->name.text);
+    const char *nearest = nearest_name(d->name.text, names, COUNT_OF(names));
+    if (nearest)
+        help(diagnostic, "did you mean %s?", nearest);
+    else
+        help(diagnostic, "it is f32 or bf16");
+}
+
+static void check_memory(Expander *x, const Directive *d) {
+    int64_t bytes;
+    if (evaluate_whole(x, d->value, &x->plan_dims, "the memory of a plan", 1, &bytes))
+        keep_for_later(x, d, "memory", "every value is kept, whatever that takes");
+}
+
+void check_plan(Expander *x) {
+    if (x->plan_chain.count == 0)
+        return;
+    Uses uses = find_uses(x);
+    for (int64_t i = 0; i < x->plan_chain.count; i++)
+        for (const Directive *d = x->plan_chain.data[i]->directives; d; d = d->next)
+            if (d->kind == DIRECTIVE_FACTORIZE)
+                check_factorize(x, d, &uses);
+    uses_free(&uses);
+    for (int64_t i = 0; i < x->plan_chain.count; i++)
+        for (const Directive *d = x->plan_chain.data[i]->directives; d; d = d->next) {
+            if (d->kind == DIRECTIVE_RECOMPUTE)
+                check_recompute(x, d);
+            else if (d->kind == DIRECTIVE_MEMORY)
+                check_memory(x, d);
+            else if (d->kind == DIRECTIVE_PRECISION)
+                check_precision(x, d);
+        }
+}
+
+/* ---- placing a block
+ * -------------------------------------------------------------------------- */
+
+static void bind_axes(Frame *f, Name name, const AxisId *axes, int count) {
+    AxisList list = {.count = count};
+    memcpy(list.axes, axes, (size_t)count * sizeof *axes);
+    frame_bind(f, name, BIND_AXES)->axes = list;
+}
+
+static Type product_type(const State *weight, Type type) {
+    for (int i = 0; i < weight->in_count; i++)
+        type = type_without(type, weight->in[i]);
+    return type_union(type, type_of(type.dtype, weight->out, weight->out_count));
+}
+
+static int path_depth(const char *path) {
+    int depth = 1;
+    for (; *path; path++)
+        depth += *path == '.';
+    return depth;
+}
+
+static NodeId check_product(Expander *x, const Factorize *factorize, const char *path,
+                            Type wanted, Value result) {
+    if (result.kind != VALUE_TENSOR)
+        return -1;
+    Type type = value_type(x, result);
+    if (type_equal(type, wanted))
+        return result.node;
+    Diagnostic *d = complain(x, NULL, factorize->directive->call->span,
+                             "in the place of %s, %s gives %s, where the product is %s", path,
+                             excerpt(x, factorize->directive->call->span), axes_text(x, type),
+                             axes_text(x, wanted));
+    explain_difference(x, d, wanted, factorize->directive->call, type);
+    return -1;
+}
+
+NodeId expand_factorized(Compilation *compilation, Function *function,
+                         const Factorize *factorize, StateId weight, NodeId input) {
+    Expander *x = compilation->expander;
+    const Expr *call = factorize->directive->call;
+    const Item *block = placed_block(x, factorize);
+    State replaced = compilation->module->states.data[weight];
+    ProductFormals formals;
+    int64_t first_new = compilation->module->states.count;
+    int errors = error_count(x);
+    if (!product_formals(x, block, call->span, &formals))
+        return -1;
+    x->function = function;
+    Frame plan = frame_begin(NULL, NULL, &x->plan_dims);
+    Frame callee = frame_begin(&plan, block, &x->globals);
+    callee.compile_time = false;
+    callee.call = factorize->directive->span;
+    bind_value(&callee, formals.x->name, tensor_value(input));
+    bind_axes(&callee, formals.in->name, replaced.in, replaced.in_count);
+    bind_axes(&callee, formals.out->name, replaced.out, replaced.out_count);
+    bind_arguments(x, &plan, call, block, &callee);
+    Type wanted = product_type(&replaced, node_at(function, input)->type);
+    x->low_rank = true;
+    Value result = poison;
+    if (error_count(x) == errors)
+        result = expand_block(x, &callee, x->state_scopes.data[weight], replaced.path,
+                              path_depth(replaced.path));
+    x->low_rank = false;
+    for (int64_t i = first_new; i < x->module->states.count; i++) {
+        State *made = &x->module->states.data[i];
+        made->group = recipe_group_of(x, made->path, factorize->directive->span);
+    }
+    frame_end(&callee);
+    frame_end(&plan);
+    NodeId node = check_product(x, factorize, replaced.path, wanted, result);
+    return error_count(x) == errors ? node : -1;
+}

@@ -1,0 +1,264 @@
+/* frontend/selector.c: selectors of paths: layer[*].attn.{wq,wk}, **.low, layer[0..3].
+ *
+ * A path is at most 63 names; matching carries the set of positions reached so far as 64 bits,
+ * so its cost is the product of the two lengths whatever stands in the selector. */
+#include "frontend/expand.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { MAX_SEGMENTS = 63, MAX_LISTED = 12 };
+
+typedef struct Segment { /* layer[3] */
+    const char *name;
+    int length; /* of the name */
+    int index_count;
+    int64_t index; /* when there is one */
+    int whole_length;
+} Segment;
+
+typedef struct Matcher {
+    Expander *x;
+    DimTable *table;
+    Segment segments[MAX_SEGMENTS];
+    int count;
+    const SelectorPart *narrowed; /* this choice has but one alternative */
+    const Selector *alternative;
+} Matcher;
+
+/* ---- paths
+ * ----------------------------------------------------------------------------------- */
+
+static bool split_path(Matcher *m, const char *path) {
+    m->count = 0;
+    while (*path) {
+        if (m->count == MAX_SEGMENTS)
+            return false;
+        Segment *s = &m->segments[m->count++];
+        size_t whole = strcspn(path, "."), name = strcspn(path, ".[");
+        *s = (Segment){path, (int)name, 0, 0, (int)whole};
+        for (size_t i = name; i < whole; i++)
+            if (path[i] == '[') {
+                s->index_count++;
+                s->index = strtoll(path + i + 1, NULL, 10);
+            }
+        path += whole + (path[whole] == '.');
+    }
+    return true;
+}
+
+/* ---- matching
+ * -------------------------------------------------------------------------------- */
+
+static bool range_bound(Matcher *m, const Expr *e, int64_t *bound) {
+    if (e->kind == EXPR_NUMBER) {
+        *bound = (int64_t)(e->number < 1e18 ? e->number : 1e18);
+        return (double)*bound == e->number;
+    }
+    return evaluate_whole(m->x, e, m->table, "an index", 0, bound);
+}
+
+static bool index_matches(Matcher *m, const SelectorPart *part, const Segment *segment) {
+    if (!part->indexed)
+        return segment->index_count == 0;
+    if (part->any_index)
+        return segment->index_count > 0;
+    if (segment->index_count != 1)
+        return false;
+    for (const IndexRange *range = part->ranges; range; range = range->next) {
+        int64_t low, high;
+        if (!range_bound(m, range->low, &low))
+            continue;
+        high = low;
+        if (range->high && !range_bound(m, range->high, &high))
+            continue;
+        if (segment->index >= low && segment->index <= high)
+            return true;
+    }
+    return false;
+}
+
+static bool name_matches(const SelectorPart *part, const Segment *segment) {
+    return (int)strlen(part->name.text) == segment->length &&
+           strncmp(part->name.text, segment->name, (size_t)segment->length) == 0;
+}
+
+static uint64_t match_parts(Matcher *m, const SelectorPart *parts, int limit, uint64_t starts,
+                            const SelectorPart *index_of_last);
+
+/* Positions behind one name, for those before it. */
+static uint64_t match_segment(Matcher *m, const SelectorPart *part, uint64_t starts,
+                              const SelectorPart *indexer) {
+    uint64_t ends = 0;
+    for (int i = 0; i < m->count; i++) {
+        if (!(starts >> i & 1))
+            continue;
+        const Segment *segment = &m->segments[i];
+        if (part->kind == PART_ANY || (name_matches(part, segment) &&
+                                       index_matches(m, indexer ? indexer : part, segment)))
+            ends |= UINT64_C(1) << (i + 1);
+    }
+    return ends;
+}
+
+static uint64_t match_choice(Matcher *m, const SelectorPart *part, uint64_t starts,
+                             const SelectorPart *indexer) {
+    uint64_t ends = 0;
+    for (const Selector *choice = part->choices; choice; choice = choice->next)
+        if (part != m->narrowed || choice == m->alternative)
+            ends |= match_parts(m, choice->parts, INT32_MAX, starts,
+                                part->indexed ? part : indexer);
+    return ends;
+}
+
+/* At most `limit` parts.  index_of_last: whose index the last name must satisfy; NULL: its own.
+ */
+static uint64_t match_parts(Matcher *m, const SelectorPart *parts, int limit, uint64_t starts,
+                            const SelectorPart *index_of_last) {
+    for (const SelectorPart *part = parts; part && starts && limit-- > 0; part = part->next) {
+        const SelectorPart *indexer = part->next ? NULL : index_of_last;
+        if (part->kind == PART_CHOICE) {
+            starts = match_choice(m, part, starts, indexer);
+        } else if (part->kind == PART_ANY_DEPTH) {
+            for (int i = 0; i < m->count; i++)
+                starts |= (starts >> i & 1) << (i + 1);
+        } else {
+            starts = match_segment(m, part, starts, indexer);
+        }
+    }
+    return starts;
+}
+
+static bool matches(Matcher *m, const Selector *selector, const char *path) {
+    return split_path(m, path) &&
+           (match_parts(m, selector->parts, INT32_MAX, 1, NULL) >> m->count & 1);
+}
+
+bool selector_matches_path(Expander *x, const Selector *selector, DimTable *table,
+                           const char *path) {
+    Matcher m = {.x = x, .table = table};
+    return matches(&m, selector, path);
+}
+
+bool selector_matches(const Compilation *compilation, const Selector *selector,
+                      const char *path) {
+    Expander *x = compilation->expander;
+    return selector_matches_path(x, selector, &x->plan_dims, path);
+}
+
+static bool matches_any(Matcher *m, const Selector *selector, const char *const *paths,
+                        int64_t count) {
+    for (int64_t i = 0; i < count; i++)
+        if (matches(m, selector, paths[i]))
+            return true;
+    return false;
+}
+
+/* ---- near misses
+ * ----------------------------------------------------------------------------- */
+
+/* What could stand in the place of the first part that leads nowhere. */
+typedef struct Near {
+    const char *names[MAX_LISTED]; /* layer[*], wq */
+    int count;
+    bool more;
+    int64_t largest_index; /* of the failing name itself; -1 */
+} Near;
+
+static void add_near(Expander *x, Near *near, const SelectorPart *failing,
+                     const Segment *segment) {
+    if (failing->kind == PART_NAME && name_matches(failing, segment) &&
+        segment->index_count == 1 && segment->index > near->largest_index)
+        near->largest_index = segment->index;
+    const char *name = arena_printf(x->arena, "%.*s%s", segment->length, segment->name,
+                                    segment->index_count ? "[*]" : "");
+    for (int i = 0; i < near->count; i++)
+        if (strcmp(near->names[i], name) == 0)
+            return;
+    if (near->count < MAX_LISTED)
+        near->names[near->count++] = name;
+    else
+        near->more = true;
+}
+
+/* The part behind the first `at`; of a narrowed choice the alternative's own first part. */
+static const SelectorPart *part_at(const Matcher *m, const Selector *selector, int at) {
+    const SelectorPart *part = selector->parts;
+    while (at-- > 0)
+        part = part->next;
+    return part == m->narrowed ? m->alternative->parts : part;
+}
+
+/* The names that follow the first `taken` parts in the paths. */
+static void collect_near(Matcher *m, const Selector *selector, int taken,
+                         const char *const *paths, int64_t count, Near *near) {
+    *near = (Near){.largest_index = -1};
+    for (int64_t i = 0; i < count; i++) {
+        if (!split_path(m, paths[i]))
+            continue;
+        uint64_t ends = match_parts(m, selector->parts, taken, 1, NULL);
+        for (int k = 0; k < m->count; k++)
+            if (ends >> k & 1)
+                add_near(m->x, near, part_at(m, selector, taken), &m->segments[k]);
+    }
+}
+
+static void explain_near(Expander *x, Diagnostic *d, const SelectorPart *failing,
+                         const Near *near) {
+    Text all = {0};
+    for (int i = 0; i < near->count; i++)
+        text_printf(&all, "%s%s", i ? ", " : "", near->names[i]);
+    if (failing->kind != PART_NAME) {
+        help(d, "in that place there is %s%s", text_string(&all), near->more ? ", …" : "");
+    } else if (near->largest_index >= 0) {
+        help(d, "%s has indices 0 to %" PRId64 ": write %s[*], %s[0] or %s[0..%" PRId64 "]",
+             failing->name.text, near->largest_index, failing->name.text, failing->name.text,
+             failing->name.text, near->largest_index);
+    } else {
+        const char *nearest = nearest_name(failing->name.text, near->names, near->count);
+        if (nearest)
+            help(d, "did you mean %s?", nearest);
+        help(d, "in the place of %s there is %s%s", failing->name.text, text_string(&all),
+             near->more ? ", …" : "");
+    }
+    text_free(&all);
+    (void)x;
+}
+
+static void complain_no_match(Matcher *m, const Selector *selector, Span span,
+                              const char *const *paths, int64_t count, const char *what) {
+    Diagnostic *d = complain(m->x, NULL, span, "%s matches no %s", excerpt(m->x, span), what);
+    int length = 0;
+    for (const SelectorPart *part = selector->parts; part; part = part->next)
+        length++;
+    Near near;
+    for (int taken = length - 1; taken >= 0; taken--) {
+        collect_near(m, selector, taken, paths, count, &near);
+        if (near.count > 0) {
+            explain_near(m->x, d, part_at(m, selector, taken), &near);
+            return;
+        }
+    }
+}
+
+bool check_selector(Expander *x, const Selector *selector, DimTable *table,
+                    const char *const *paths, int64_t count, const char *what) {
+    Matcher m = {.x = x, .table = table};
+    if (!matches_any(&m, selector, paths, count)) {
+        complain_no_match(&m, selector, selector->span, paths, count, what);
+        return false;
+    }
+    bool fine = true;
+    for (const SelectorPart *part = selector->parts; part; part = part->next) {
+        if (part->kind != PART_CHOICE)
+            continue;
+        m.narrowed = part;
+        for (m.alternative = part->choices; m.alternative; m.alternative = m.alternative->next)
+            if (!matches_any(&m, selector, paths, count)) {
+                complain_no_match(&m, selector, m.alternative->span, paths, count, what);
+                fine = false;
+            }
+    }
+    return fine;
+}
