@@ -88,7 +88,8 @@ bool pass_memory(PassContext *context);
  * g (`lr`: of group 0).
  *   scale = 1 / weight_sum; norm = sqrt(Σ over groups of Σ g²) * scale (metric `grad_norm`);
  *   clip: factor = min(1, c / (norm + 1e-6)); g' = g * (scale * factor); optimizer; gradient = 0.
- *   A group whose optimizer is element-wise is one flat window `slabG` over axis slabG.  g² is
+ *   A group whose optimizer is element-wise is one flat window `slabG` over axis slabG, of weights,
+ *   gradients and moments; each weight has its own moment states too, the window's members.  g² is
  *   summed in rows (a view of the window), so that the f32 sum of a large slab stays accurate.
  *   Metrics: `loss` = loss_sum / weight_sum (0 where weight_sum is 0), `grad_norm`, and for every
  *   sum `observe.X` its mean over micro-batches, `observed.X`; then the sums are set to 0.

@@ -250,6 +250,24 @@ static void build_observed(Update *u, NodeId micro_batches) {
     }
 }
 
+/* The moments of a window are those of its weights: each weight's own, as checkpoints and the
+ * interpreter know them. */
+static void add_window_moments(Update *u, StateId window_moment) {
+    Module *module = u->module;
+    State window = module->states.data[window_moment];
+    int64_t count = module->states.count;
+    for (int64_t id = 0; id < count; id++) {
+        State moment = module->states.data[id];
+        if (moment.role != ROLE_WEIGHT || moment.flat || moment.group != window.group)
+            continue;
+        moment.role = ROLE_MOMENT;
+        moment.number = window.number;
+        moment.init = window.init;
+        moment.weight = (StateId)id;
+        module_state(module, moment);
+    }
+}
+
 /* The optimizer over one state; its moments lie where the state does. */
 static bool optimize(Update *u, int group, StateId weight, StateId gradient) {
     int64_t known = u->module->states.count;
@@ -258,11 +276,14 @@ static bool optimize(Update *u, int group, StateId weight, StateId gradient) {
     if (!expand_optimizer(u->compilation, u->function, group, weight, scaled, rate, u->step))
         return false;
     State at = u->module->states.data[weight];
-    for (int64_t id = known; id < u->module->states.count; id++) {
+    int64_t end = u->module->states.count;
+    for (int64_t id = known; id < end; id++) {
         State *moment = &u->module->states.data[id];
         moment->offset = at.offset;
         moment->flat = at.flat;
         moment->group = group;
+        if (at.flat)
+            add_window_moments(u, (StateId)id);
     }
     write_zero(u, gradient);
     return true;
