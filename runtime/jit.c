@@ -528,6 +528,7 @@ typedef struct Loaded {
     JitResult result;
     int handle_count;
     void **handles;
+    Arena *arena; /* of result.objects */
 } Loaded;
 
 static KernelFunction find_function(const Loaded *loaded, const char *name) {
@@ -545,6 +546,9 @@ static KernelFunction find_function(const Loaded *loaded, const char *name) {
 static Loaded *load(const Build *build, const char *const *names, int name_count) {
     Loaded *loaded = checked_alloc(sizeof *loaded);
     loaded->handles = checked_alloc((size_t)build->job_count * sizeof *loaded->handles);
+    loaded->arena = arena_new();
+    loaded->result.objects = arena_alloc_array(loaded->arena, (size_t)build->job_count,
+                                               sizeof *loaded->result.objects);
     for (int i = 0; i < build->job_count; i++) {
         void *handle = dlopen(build->jobs[i].entry, RTLD_NOW | RTLD_LOCAL);
         if (!handle) {
@@ -555,6 +559,8 @@ static Loaded *load(const Build *build, const char *const *names, int name_count
             return NULL;
         }
         loaded->handles[loaded->handle_count++] = handle;
+        loaded->result.objects[loaded->result.object_count++] =
+            arena_strdup(loaded->arena, build->jobs[i].entry);
     }
     loaded->result.count = name_count;
     loaded->result.functions =
@@ -571,6 +577,7 @@ void jit_free(JitResult *result) {
     for (int i = 0; i < loaded->handle_count; i++)
         dlclose(loaded->handles[i]);
     free(loaded->handles);
+    arena_free(loaded->arena);
     free(loaded->result.functions);
     free(loaded);
 }

@@ -25,6 +25,8 @@ typedef void (*KernelFunction)(void *const *buffers, const double *scalars);
 typedef struct JitResult {
     int count;
     KernelFunction *functions; /* in the order of `names` */
+    int object_count;
+    const char **objects;      /* shared objects in the cache (gone where none can be kept) */
     double seconds;            /* compiling; about 0 when cached */
     bool cached;
 } JitResult;

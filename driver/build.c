@@ -1,0 +1,126 @@
+/* colac build: everything that would run, as files to read: programs, kernels, a report. */
+#include "driver/driver.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { SOURCE_PARTS = 4 };
+
+static bool write_file(const char *folder, const char *name, const Text *text,
+                       Diagnostics *diagnostics) {
+    Text path = {0};
+    text_printf(&path, "%s/%s", folder, name);
+    NewFile *file = new_file_open(text_string(&path), diagnostics);
+    if (file) {
+        new_file_write(file, text_string(text), text->length);
+        file = new_file_publish(file, diagnostics) ? file : NULL;
+    }
+    text_free(&path);
+    return file != NULL;
+}
+
+static bool write_programs(const ProgramSet *set, const char *folder, Diagnostics *diagnostics) {
+    bool fine = true;
+    for (int i = 0; i < set->program_count && fine; i++) {
+        Text text = {0}, name = {0};
+        program_print(set, &set->programs[i], &text);
+        text_printf(&name, "%s.txt", set->programs[i].name);
+        fine = write_file(folder, text_string(&name), &text, diagnostics);
+        text_free(&text);
+        text_free(&name);
+    }
+    Text module = {0};
+    ir_print(set->module, STAGE_MEMORY, &module);
+    fine = fine && write_file(folder, "module.ir", &module, diagnostics);
+    text_free(&module);
+    return fine;
+}
+
+/* The kernels' sources, and the shared objects that they compile to. */
+static bool write_kernels(const ProgramSet *set, const char *folder, double *compile_seconds,
+                          Diagnostics *diagnostics) {
+    Text sources[SOURCE_PARTS] = {{0}};
+    emit_c(set, SOURCE_PARTS, sources);
+    bool fine = true;
+    for (int i = 0; i < SOURCE_PARTS && fine; i++) {
+        char name[32];
+        snprintf(name, sizeof name, "kernels_%d.c", i);
+        fine = write_file(folder, name, &sources[i], diagnostics);
+    }
+    JitResult *result = fine ? jit_compile(sources, SOURCE_PARTS, set->kernel_names,
+                                           set->kernel_count, diagnostics)
+                             : NULL;
+    for (int i = 0; result && i < result->object_count && fine; i++) {
+        size_t length;
+        Text object = {0};
+        char name[32];
+        char *bytes = read_file(result->objects[i], SIZE_MAX / 2, &length);
+        if (bytes)
+            text_append(&object, bytes, length);
+        else
+            error_in_file(diagnostics, result->objects[i], "cannot be read: %s", strerror(errno));
+        snprintf(name, sizeof name, "kernels_%d.so", i);
+        fine = bytes && write_file(folder, name, &object, diagnostics);
+        free(bytes);
+        text_free(&object);
+    }
+    fine = fine && result;
+    *compile_seconds = result ? result->seconds : 0;
+    if (result)
+        jit_free(result);
+    for (int i = 0; i < SOURCE_PARTS; i++)
+        text_free(&sources[i]);
+    return fine;
+}
+
+static void report(const Options *options, const Compiled *compiled, double compile_seconds,
+                   Text *out) {
+    const ProgramSet *set = compiled->programs;
+    char buffer[32];
+    text_printf(out, "%s%s%s%s%s\n\n", options->request.path,
+                options->request.preset ? ", preset " : "",
+                options->request.preset ? options->request.preset : "",
+                options->request.plan ? ", plan " : "",
+                options->request.plan ? options->request.plan : "");
+    text_printf(out, "text to programs    %8.3f s\n", compiled->seconds);
+    for (int64_t i = 0; i < compiled->reports.count; i++)
+        text_printf(out, "    %-16s%8.3f s %9lld nodes\n", compiled->reports.data[i].name,
+                    compiled->reports.data[i].seconds,
+                    (long long)compiled->reports.data[i].nodes);
+    text_printf(out, "C to machine code   %8.3f s\n", compile_seconds);
+    text_printf(out, "compiler's flags    %s\n", jit_flags());
+    text_printf(out, "distinct kernels    %8d\n", set->kernel_count);
+    text_printf(out, "distinct products   %8d\n", set->product_count);
+    for (int i = 0; i < set->program_count; i++)
+        text_printf(out, "program %-12s%8lld steps, arena %s\n", set->programs[i].name,
+                    (long long)set->programs[i].step_count,
+                    with_unit(set->programs[i].arena_bytes, buffer));
+    MemoryTable memory = memory_table(set->module);
+    text_printf(out, "peak memory         %s B\n", with_commas(memory.peak, buffer));
+}
+
+int run_build_command(Options *options) {
+    if (!options->output) {
+        fprintf(stderr, "colac build: -o DIR says where to write\n");
+        return 2;
+    }
+    Compiled compiled;
+    int code = 1;
+    if (compile_programs(&compiled, options, true)) {
+        Text text = {0};
+        double compile_seconds = 0;
+        if (make_folder(options->output, compiled.diagnostics) &&
+            write_programs(compiled.programs, options->output, compiled.diagnostics) &&
+            write_kernels(compiled.programs, options->output, &compile_seconds,
+                          compiled.diagnostics)) {
+            report(options, &compiled, compile_seconds, &text);
+            if (write_file(options->output, "report.txt", &text, compiled.diagnostics))
+                fputs(text_string(&text), stdout);
+        }
+        code = finish(compiled.diagnostics);
+        text_free(&text);
+    }
+    compiled_free(&compiled);
+    return code;
+}
