@@ -1,0 +1,472 @@
+/* codegen/emit.c: scheduled and placed functions -> programs: flat lists of steps.
+ *
+ * Every group becomes a launch of a kernel or a product, in execution order; groups that do the
+ * same share the kernel, products of one shape share the product.  Writes that no group makes
+ * directly follow as copies. */
+#include "codegen/codegen.h"
+
+enum { ALIGNMENT = 64 };
+
+typedef ARRAY(Step) StepList;
+typedef ARRAY(NodeId) ScalarList;
+
+typedef struct Emitter {
+    ProgramSet *set;
+    Arena *arena;
+    StringMap kernel_by_text, product_by_text;
+    ARRAY(Kernel *) kernels;
+    ARRAY(const char *) kernel_names;
+    ARRAY(Product) products;
+    /* Of the program at hand. */
+    const Function *function;
+    GroupIndex index;
+    StepList steps;
+    ScalarList scalars;
+    int64_t scratch_begin, scratch_bytes;
+} Emitter;
+
+static int64_t aligned(int64_t bytes) {
+    return (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+}
+
+static void *arena_copy(Arena *arena, const void *from, int64_t count, size_t size) {
+    void *to = arena_alloc_array(arena, (size_t)count, size);
+    return count ? memcpy(to, from, (size_t)count * size) : to;
+}
+
+/* ---- operands ------------------------------------------------------------------------------------ */
+
+const char *space_name(Space space) {
+    static const char *const names[] = {"weight", "gradient", "moment", "table",
+                                        "metric", "input",    "arena"};
+    return names[space];
+}
+
+static Operand state_operand(const Module *module, StateId id) {
+    static const Space spaces[] = {[ROLE_WEIGHT] = SPACE_WEIGHT,
+                                   [ROLE_GRADIENT] = SPACE_GRADIENT,
+                                   [ROLE_MOMENT] = SPACE_MOMENT,
+                                   [ROLE_TABLE] = SPACE_TABLE,
+                                   [ROLE_METRIC] = SPACE_METRIC};
+    const State *state = &module->states.data[id];
+    INTERNAL_CHECK(state->offset >= 0);
+    int width = dtype_bytes(state->dtype);
+    return (Operand){.space = spaces[state->role],
+                     .number = state->number,
+                     .offset = state->offset * width,
+                     .bytes = type_elements(module, state_type(state)) * width};
+}
+
+static Operand node_operand(const Function *function, NodeId id) {
+    const Node *node = node_at(function, id);
+    int64_t bytes = type_elements(function->module, node->type) * dtype_bytes(node->type.dtype);
+    if (node->op == OP_STATE)
+        return state_operand(function->module, (StateId)node->attr.integer);
+    if (node->op == OP_INPUT)
+        return (Operand){
+            .space = SPACE_INPUT, .number = (int32_t)node->attr.integer, .bytes = bytes};
+    INTERNAL_CHECK(node->placement.stored && node->placement.offset >= 0);
+    return (Operand){.space = SPACE_ARENA, .offset = node->placement.offset, .bytes = bytes};
+}
+
+/* Scratch memory lies behind the planned arena; kernels take it in turn. */
+static Operand kernel_operand(const Emitter *e, const KernelOperand *operand, int64_t *scratch) {
+    Operand result = {0};
+    switch (operand->kind) {
+    case OPERAND_NODE:
+        return node_operand(e->function, operand->id);
+    case OPERAND_STATE:
+        return state_operand(e->function->module, operand->id);
+    case OPERAND_INPUT:
+        return (Operand){
+            .space = SPACE_INPUT, .number = operand->id, .bytes = operand->bytes};
+    case OPERAND_SCRATCH:
+        result = (Operand){.space = SPACE_ARENA,
+                           .offset = e->scratch_begin + *scratch,
+                           .bytes = operand->bytes};
+        *scratch += aligned(operand->bytes);
+        return result;
+    }
+    internal_error("an operand of no kind");
+}
+
+/* ---- labels -------------------------------------------------------------------------------------- */
+
+/* layer[3].attn.q: for profiles. */
+static const char *node_label(const Emitter *e, NodeId id) {
+    const Node *node = node_at(e->function, id), *named = node;
+    if (!node->name && node->adjoint_of >= 0)
+        named = node_at(e->function, node->adjoint_of);
+    const char *name = named->name ? named->name : op_info[node->op].name;
+    const char *path = e->function->module->scopes.data[node->scope].path;
+    return arena_printf(e->arena, "%s%s%s%s", path, path[0] ? "." : "", name,
+                        named == node ? "" : "_adj");
+}
+
+/* A product by the parameter that it multiplies with or makes the gradient of, else by its value. */
+static const char *product_label(const Emitter *e, NodeId dot, const Write *write) {
+    const Module *module = e->function->module;
+    const Node *node = node_at(e->function, dot);
+    if (write)
+        return arena_printf(e->arena, "%s %s", module->states.data[write->state].path,
+                            role_name(module->states.data[write->state].role));
+    for (int i = 0; i < node->input_count; i++) {
+        View view;
+        if (!view_of(e->function, node->inputs[i], &view))
+            continue;
+        const Node *root = node_at(e->function, view.root);
+        if (root->op == OP_STATE)
+            return arena_printf(e->arena, "%s%s", module->states.data[root->attr.integer].path,
+                                node->adjoint_of >= 0 ? " input_adj" : "");
+    }
+    return node_label(e, dot);
+}
+
+/* ---- kernels ------------------------------------------------------------------------------------- */
+
+/* The number of an equal kernel; a new one is kept, of the others only the operands. */
+static int32_t share_kernel(Emitter *e, Kernel *kernel) {
+    const char *text = kernel_text(kernel);
+    int64_t found = string_map_get(&e->kernel_by_text, text, -1);
+    if (found >= 0) {
+        kernel_free(kernel);
+        return (int32_t)found;
+    }
+    string_map_set(&e->kernel_by_text, text, e->kernels.count);
+    array_push(&e->kernels, kernel);
+    array_push(&e->kernel_names,
+               (const char *)arena_printf(e->arena, "%s_%016llx", kernel->label,
+                                          (unsigned long long)kernel_hash(kernel)));
+    return (int32_t)(e->kernels.count - 1);
+}
+
+static int32_t host_scalar(Emitter *e, NodeId source) {
+    for (int64_t i = 0; i < e->scalars.count; i++)
+        if (e->scalars.data[i] == source)
+            return (int32_t)i;
+    array_push(&e->scalars, source);
+    return (int32_t)(e->scalars.count - 1);
+}
+
+/* FLOPs of the members of a group, each computed once. */
+static double group_flops(const Emitter *e, int group) {
+    double flops = 0;
+    for (int32_t i = e->index.member_begin[group]; i < e->index.member_begin[group + 1]; i++) {
+        const Node *node = node_at(e->function, e->index.members[i]);
+        Type type = node->type;
+        if (node->op == OP_SUM || node->op == OP_MAX)
+            type = node_at(e->function, node->inputs[0])->type;
+        else if (node->op == OP_SCATTER_ADD)
+            type = node_at(e->function, node->inputs[1])->type;
+        flops += op_info[node->op].flops * (double)type_elements(e->function->module, type);
+    }
+    return flops;
+}
+
+static Step emit_launch(Emitter *e, int group) {
+    LoweredGroup lowered = lower_group(e->function, &e->index, group, e->arena);
+    Step step = {.kind = STEP_LAUNCH,
+                 .operand_count = lowered.operand_count,
+                 .scalar_count = lowered.scalar_count,
+                 .flops = group_flops(e, group)};
+    int64_t scratch = 0;
+    step.operands =
+        arena_alloc_array(e->arena, (size_t)step.operand_count, sizeof *step.operands);
+    for (int i = 0; i < step.operand_count; i++)
+        step.operands[i] = kernel_operand(e, &lowered.operands[i], &scratch);
+    step.scalars = arena_alloc_array(e->arena, (size_t)step.scalar_count, sizeof *step.scalars);
+    for (int i = 0; i < step.scalar_count; i++)
+        step.scalars[i] = host_scalar(e, lowered.scalars[i]);
+    if (scratch > e->scratch_bytes)
+        e->scratch_bytes = scratch;
+    step.bytes = kernel_traffic(lowered.kernel);
+    step.label = node_label(e, lowered.label_node);
+    step.index = share_kernel(e, lowered.kernel);
+    return step;
+}
+
+/* ---- products ------------------------------------------------------------------------------------ */
+
+static void print_loops(const char *name, const ProductLoop *loops, int count, Text *out) {
+    for (int i = 0; i < count; i++)
+        text_printf(out, " %s %lld(%lld,%lld,%lld)", name, (long long)loops[i].extent,
+                    (long long)loops[i].stride_a, (long long)loops[i].stride_b,
+                    (long long)loops[i].stride_c);
+}
+
+/* product 512x2048x128 a(128,1) b(1,128) c(2048,1) batch 8(…) add */
+static void print_product(const Product *product, Text *out) {
+    text_printf(out, "%lldx%lldx%lld a(%lld,%lld) b(%lld,%lld) c(%lld,%lld)",
+                (long long)product->m, (long long)product->n, (long long)product->k,
+                (long long)product->a_m, (long long)product->a_k, (long long)product->b_k,
+                (long long)product->b_n, (long long)product->c_m, (long long)product->c_n);
+    print_loops("batch", product->batch, product->batch_count, out);
+    print_loops("accumulate", product->accumulate, product->accumulate_count, out);
+    text_puts(out, product->add ? " add" : "");
+}
+
+static int32_t share_product(Emitter *e, const Product *product) {
+    Text text = {0};
+    print_product(product, &text);
+    int64_t found = string_map_get(&e->product_by_text, text_string(&text), -1);
+    if (found < 0) {
+        found = e->products.count;
+        string_map_set(&e->product_by_text, text_string(&text), found);
+        array_push(&e->products, *product);
+    }
+    text_free(&text);
+    return (int32_t)found;
+}
+
+static double product_terms(const Product *product) {
+    double terms = (double)product->m * (double)product->n * (double)product->k;
+    for (int i = 0; i < product->batch_count; i++)
+        terms *= (double)product->batch[i].extent;
+    for (int i = 0; i < product->accumulate_count; i++)
+        terms *= (double)product->accumulate[i].extent;
+    return terms;
+}
+
+/* The memory of a view, from its first element on. */
+static Operand view_operand(const Function *function, const View *view) {
+    Operand operand = node_operand(function, view->root);
+    int width = dtype_bytes(node_at(function, view->root)->type.dtype);
+    operand.offset += view->base * width;
+    operand.bytes -= view->base * width;
+    return operand;
+}
+
+static double view_elements(const Function *function, const View *view) {
+    double elements = 1;
+    for (int i = 0; i < view->count; i++)
+        if (view->strides[i])
+            elements *= (double)function->module->axes.data[view->axes[i]].size;
+    return elements;
+}
+
+static Step emit_product(Emitter *e, int group) {
+    const Function *function = e->function;
+    INTERNAL_CHECK(e->index.member_begin[group + 1] == e->index.member_begin[group] + 1);
+    NodeId dot = e->index.members[e->index.member_begin[group]];
+    const Node *node = node_at(function, dot);
+    int32_t writes = e->index.write_begin[group + 1] - e->index.write_begin[group];
+    const Write *write = NULL;
+    if (writes)
+        write = &function->writes.data[e->index.writes[e->index.write_begin[group]]];
+    INTERNAL_CHECK(writes + node->placement.stored == 1);
+    View a, b, result = own_view(function, dot);
+    Product product;
+    int blocking;
+    if (!view_of(function, node->inputs[0], &a) || !view_of(function, node->inputs[1], &b) ||
+        !product_of(function, dot, &a, &b, &result, &product, &blocking))
+        internal_error("group %d of %s is no product", group, function->name);
+    product.add = write && write->add;
+    Step step = {.kind = STEP_PRODUCT, .operand_count = 3};
+    step.operands = arena_alloc_array(e->arena, 3, sizeof *step.operands);
+    step.operands[product.swapped] = view_operand(function, &a);
+    step.operands[!product.swapped] = view_operand(function, &b);
+    step.operands[2] = write ? state_operand(function->module, write->state)
+                             : node_operand(function, dot);
+    step.index = share_product(e, &product);
+    step.label = product_label(e, dot, write);
+    step.flops = 2 * product_terms(&product);
+    step.bytes = 4 * (view_elements(function, &a) + view_elements(function, &b) +
+                      (product.add ? 2 : 1) * view_elements(function, &result));
+    return step;
+}
+
+/* ---- programs ------------------------------------------------------------------------------------ */
+
+static Step emit_copy(Emitter *e, const Write *write) {
+    NodeId source = write_source(e->function, write->value);
+    INTERNAL_CHECK(!write->add);
+    Step step = {.kind = STEP_COPY, .operand_count = 2};
+    step.operands = arena_alloc_array(e->arena, 2, sizeof *step.operands);
+    step.operands[0] = node_operand(e->function, source);
+    step.operands[1] = state_operand(e->function->module, write->state);
+    INTERNAL_CHECK(step.operands[0].bytes == step.operands[1].bytes);
+    step.label = arena_printf(e->arena, "%s %s",
+                              e->function->module->states.data[write->state].path,
+                              role_name(e->function->module->states.data[write->state].role));
+    step.bytes = 2 * (double)step.operands[0].bytes;
+    return step;
+}
+
+static Program emit_program(Emitter *e, const Function *function) {
+    INTERNAL_CHECK(function->arena_bytes >= 0);
+    e->function = function;
+    e->index = group_index(function, e->arena);
+    e->steps = (StepList){0};
+    e->scalars = (ScalarList){0};
+    e->scratch_begin = aligned(function->arena_bytes);
+    e->scratch_bytes = 0;
+    for (int group = 0; group < function->groups.count; group++) {
+        bool product = function->groups.data[group].kind == GROUP_PRODUCT;
+        Step step = product ? emit_product(e, group) : emit_launch(e, group);
+        array_push(&e->steps, step);
+    }
+    for (int64_t i = 0; i < function->writes.count; i++)
+        if (!function->writes.data[i].direct)
+            array_push(&e->steps, emit_copy(e, &function->writes.data[i]));
+    Program program = {
+        .name = function->name,
+        .step_count = e->steps.count,
+        .steps = arena_copy(e->arena, e->steps.data, e->steps.count, sizeof(Step)),
+        .host_scalar_count = (int)e->scalars.count,
+        .host_scalars = arena_copy(e->arena, e->scalars.data, e->scalars.count, sizeof(NodeId)),
+        .function = function,
+        .arena_bytes = e->scratch_begin + e->scratch_bytes};
+    array_free(&e->steps);
+    array_free(&e->scalars);
+    return program;
+}
+
+static void measure_slabs(ProgramSet *set) {
+    const Module *module = set->module;
+    for (int64_t i = 0; i < module->states.count; i++) {
+        const State *state = &module->states.data[i];
+        int64_t end = state->offset + type_elements(module, state_type(state));
+        if (end > set->slab_elements[state->role])
+            set->slab_elements[state->role] = end;
+        if (state->role == ROLE_MOMENT && state->number >= set->moment_count)
+            set->moment_count = state->number + 1;
+    }
+}
+
+ProgramSet *emit_programs(const Module *module) {
+    Arena *arena = arena_new();
+    ProgramSet *set = arena_alloc(arena, sizeof *set);
+    set->arena = arena;
+    set->module = module;
+    Emitter emitter = {.set = set, .arena = arena};
+    set->programs =
+        arena_alloc_array(arena, (size_t)module->functions.count, sizeof *set->programs);
+    for (int64_t i = 0; i < module->functions.count; i++) {
+        const Function *function = module->functions.data[i];
+        if (strcmp(function->name, "init") == 0)
+            continue; /* the interpreter runs it, once, in double */
+        Program program = emit_program(&emitter, function);
+        set->programs[set->program_count++] = program;
+        if (program.arena_bytes > set->arena_bytes)
+            set->arena_bytes = program.arena_bytes;
+    }
+    measure_slabs(set);
+    set->kernel_count = (int)emitter.kernels.count;
+    set->kernels = arena_copy(arena, emitter.kernels.data, set->kernel_count, sizeof(Kernel *));
+    set->kernel_names =
+        arena_copy(arena, emitter.kernel_names.data, set->kernel_count, sizeof(char *));
+    set->product_count = (int)emitter.products.count;
+    set->products =
+        arena_copy(arena, emitter.products.data, set->product_count, sizeof(Product));
+    array_free(&emitter.kernels);
+    array_free(&emitter.kernel_names);
+    array_free(&emitter.products);
+    string_map_free(&emitter.kernel_by_text);
+    string_map_free(&emitter.product_by_text);
+    return set;
+}
+
+void program_set_free(ProgramSet *set) {
+    if (!set)
+        return;
+    for (int i = 0; i < set->kernel_count; i++)
+        kernel_free(set->kernels[i]);
+    arena_free(set->arena);
+}
+
+const Program *program_find(const ProgramSet *set, const char *name) {
+    for (int i = 0; i < set->program_count; i++)
+        if (strcmp(set->programs[i].name, name) == 0)
+            return &set->programs[i];
+    return NULL;
+}
+
+double program_scalar(const Program *program, int index, const double *arguments) {
+    NodeId source = program->host_scalars[index];
+    return source < 0 ? arguments[-1 - source]
+                      : interp_scalar(program->function, source, arguments);
+}
+
+/* ---- text ---------------------------------------------------------------------------------------- */
+
+static void print_operand(const Operand *operand, Text *out) {
+    text_printf(out, " %s", space_name(operand->space));
+    if (operand->number)
+        text_printf(out, "%d", operand->number);
+    text_printf(out, "[%lld+%lld]", (long long)operand->offset, (long long)operand->bytes);
+}
+
+static void print_step(const ProgramSet *set, const Step *step, Text *out) {
+    switch (step->kind) {
+    case STEP_LAUNCH:
+        text_printf(out, "launch %s", set->kernel_names[step->index]);
+        break;
+    case STEP_PRODUCT:
+        text_puts(out, "product ");
+        print_product(&set->products[step->index], out);
+        break;
+    case STEP_COPY:
+        text_puts(out, "copy");
+        break;
+    case STEP_ZERO:
+        text_puts(out, "zero");
+        break;
+    }
+    for (int i = 0; i < step->operand_count; i++)
+        print_operand(&step->operands[i], out);
+    for (int i = 0; i < step->scalar_count; i++)
+        text_printf(out, " s%d", step->scalars[i]);
+    text_printf(out, " # %s\n", step->label);
+}
+
+void program_print(const ProgramSet *set, const Program *program, Text *out) {
+    text_printf(out, "program %s arena %lld\n", program->name, (long long)program->arena_bytes);
+    for (int i = 0; i < program->host_scalar_count; i++) {
+        NodeId source = program->host_scalars[i];
+        if (source < 0)
+            text_printf(out, "  s%d = %s\n", i, program->function->scalars[-1 - source]);
+        else
+            text_printf(out, "  s%d = %%%d\n", i, source);
+    }
+    for (int64_t i = 0; i < program->step_count; i++) {
+        text_printf(out, "  %lld ", (long long)i);
+        print_step(set, &program->steps[i], out);
+    }
+}
+
+/* ---- translation units --------------------------------------------------------------------------- */
+
+typedef struct KernelText {
+    Text text;
+    int number;
+} KernelText;
+
+static int by_length(const void *left, const void *right) {
+    const KernelText *a = left, *b = right;
+    if (a->text.length != b->text.length)
+        return a->text.length < b->text.length ? 1 : -1;
+    return a->number - b->number;
+}
+
+/* The longest first, each to the text that is shortest by then. */
+void emit_c(const ProgramSet *set, int parts, Text *out) {
+    KernelText *kernels = checked_alloc((size_t)set->kernel_count * sizeof *kernels);
+    for (int i = 0; i < set->kernel_count; i++) {
+        kernels[i].number = i;
+        print_c(set->kernels[i], set->kernel_names[i], &kernels[i].text);
+    }
+    if (set->kernel_count)
+        qsort(kernels, (size_t)set->kernel_count, sizeof *kernels, by_length);
+    for (int part = 0; part < parts; part++)
+        text_puts(&out[part], embedded_prelude_h);
+    for (int i = 0; i < set->kernel_count; i++) {
+        int shortest = 0;
+        for (int part = 1; part < parts; part++)
+            if (out[part].length < out[shortest].length)
+                shortest = part;
+        text_puts(&out[shortest], "\n");
+        text_append(&out[shortest], text_string(&kernels[i].text), kernels[i].text.length);
+        text_free(&kernels[i].text);
+    }
+    free(kernels);
+}
