@@ -339,8 +339,9 @@ const char *stage_name(Stage stage);
  * value may stay without order and group, made anew where it is read.
  *   graph     no memory orders of nodes, no groups
  *   layout    every state and every computed node has an order
- *   fuse      every computed node has a group; no group is empty; groups are acyclic; stored values
- *             have a group and an order
+ *   fuse      every computed node has a group, except maps that are computed again by each group
+ *             that reads them; no group is empty; groups are acyclic; stored values have a group
+ *             and an order
  *   schedule  no group reads from a later one
  *   memory    stored values, and only they, have offsets, and end within the arena */
 const char *ir_verify(const Module *module, Stage stage);

@@ -218,7 +218,8 @@ static const char *verify_placement(const Function *function, NodeId id, Stage s
         REQUIRE_OF_NODE(function, id, placement->group < 0 && !placement->stored,
                         "a group or memory before the fuse pass");
     else
-        REQUIRE_OF_NODE(function, id, placement->group >= 0 || !computed || node->is_static,
+        REQUIRE_OF_NODE(function, id,
+                        placement->group >= 0 || !computed || op_is_map(node->op),
                         "no group computes it");
     REQUIRE_OF_NODE(function, id,
                     !placement->stored ||
@@ -251,6 +252,13 @@ static const char *verify_memory(const Function *function, NodeId id, Stage stag
 /* ---- writes and groups
  * ----------------------------------------------------------------------------------- */
 
+/* Is there a group that can store the value, or what it is a rename, split or merge of? */
+static bool is_stored_by_group(const Function *function, const Node *value) {
+    while (value->op == OP_RENAME || value->op == OP_SPLIT || value->op == OP_MERGE)
+        value = &function->nodes.data[value->inputs[0]];
+    return value->placement.group >= 0;
+}
+
 static const char *verify_writes(const Function *function, Stage stage) {
     const Module *module = function->module;
     /* 1: some `+=`; 2: an `=` */
@@ -268,7 +276,7 @@ static const char *verify_writes(const Function *function, Stage stage) {
             violation = "the value has not the state's type";
         else if (written[write->state] == 2 || (written[write->state] && !write->add))
             violation = "the state is written with `=` and again";
-        else if (write->direct && (stage < STAGE_FUSE || value->placement.group < 0))
+        else if (write->direct && (stage < STAGE_FUSE || !is_stored_by_group(function, value)))
             violation = "direct, but no group computes the value";
         written[write->state] = write->add ? 1 : 2;
     }
