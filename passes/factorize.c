@@ -1,22 +1,22 @@
 /* passes/factorize.c: the plan's block in the place of a weight's one product.
  *
- *   needs   the model's graph, before gradients exist
+ *   needs   the graph as the front end gives it, of which it checked that every weight that a
+ *           directive names is read once, by a dot over exactly its inputs
  *   gives   dot(x, W; inputs of W) replaced by the block's value; the block's parameters in the
  *           place of W among the states
  *   plan    `factorize SELECTOR with BLOCK(arguments)`; a later directive wins over an earlier
  * one example q = dot(x, wq; D) under `factorize **.wq with cola(R)` becomes q =
  * dot(silu(dot(x, wq.A; D)), wq.B; R)
  *
- * The block's text is the front end's: expand_factorized.  Here it is found where it goes, and
- * refused where W is not read by exactly one product. */
+ * The block's text is the front end's (expand_factorized); here it is put where it goes. */
 #include "passes/passes.h"
 
 /* What becomes of one weight. */
 typedef struct Replacement {
     const Factorize *by;  /* NULL: the weight stays */
     NodeId read, product; /* its one read and the dot that reads it; -1 */
-    int uses;             /* of all its reads */
-    StateId first, end;   /* the states of its block */
+    int uses;
+    StateId first, end; /* the states of its block */
 } Replacement;
 
 typedef struct Factorization {
@@ -54,59 +54,25 @@ static void find_uses(Factorization *f) {
     }
 }
 
-static const char *axes_of(const Factorization *f, const AxisId *axes, int count) {
-    Type type = type_of(TYPE_F32, axes, count);
-    return type_text(f->module, type, f->module->arena) + strlen(dtype_name(TYPE_F32));
+static NodeId other_operand(const Replacement *replacement, const Node *product) {
+    return product->inputs[product->inputs[0] == replacement->read];
 }
 
-static Diagnostic *refuse(const Factorization *f, StateId weight, const char *why) {
-    const State *state = &f->module->states.data[weight];
+/* Two factorized weights cannot be each other's x. */
+static bool check_operands(const Factorization *f, StateId weight) {
     const Replacement *replacement = &f->replacements[weight];
-    Diagnostic *error = error_at(f->context->diagnostics, replacement->by->directive->span,
-                                 "`%s` cannot be factorized: it %s", state->path, why);
-    note_at(error, state->span, "`%s` is declared here", state->path);
-    if (replacement->product >= 0)
-        note_at(error, node_at(f->micro, replacement->product)->span, "and used here");
-    return error;
-}
-
-/* What the weight is multiplied by: a block's x, so it has no axis of the block's result. */
-static bool check_other_operand(const Factorization *f, StateId weight, const Node *product) {
-    const State *state = &f->module->states.data[weight];
-    bool first = product->inputs[0] == f->replacements[weight].read;
-    const Node *other = node_at(f->micro, product->inputs[first]);
-    if (other->op == OP_STATE && f->replacements[other->attr.integer].by) {
-        refuse(f, weight, "is multiplied by a weight that is factorized too");
-        return false;
-    }
-    for (int i = 0; i < state->out_count; i++)
-        if (type_has(other->type, state->out[i])) {
-            refuse(f, weight, "shares an output axis with what it is multiplied by");
-            return false;
-        }
-    return true;
-}
-
-/* The weight's one use must be the product that sums exactly its inputs. */
-static bool check_product(const Factorization *f, StateId weight) {
-    const State *state = &f->module->states.data[weight];
-    const Replacement *replacement = &f->replacements[weight];
-    if (replacement->uses != 1) {
-        help(refuse(f, weight, replacement->uses ? "is used more than once" : "is never used"),
-             "a block takes the place of one product");
-        return false;
-    }
+    INTERNAL_CHECK(replacement->uses == 1);
     const Node *product = node_at(f->micro, replacement->product);
-    Type inputs = type_of(TYPE_F32, state->in, state->in_count);
-    Type summed = type_of(TYPE_F32, product->attr.from, product->attr.from_count);
-    if (product->op == OP_DOT && type_same_axes(inputs, summed))
-        return check_other_operand(f, weight, product);
+    INTERNAL_CHECK(product->op == OP_DOT);
+    const Node *x = node_at(f->micro, other_operand(replacement, product));
+    if (x->op != OP_STATE || !f->replacements[x->attr.integer].by)
+        return true;
+    const State *states = f->module->states.data;
     Diagnostic *error =
-        product->op == OP_DOT
-            ? refuse(f, weight, "is in a product that does not sum its input axes")
-            : refuse(f, weight, "is used otherwise than in a product");
-    help(error, "its inputs are %s: a block takes the place of dot(x, %s; those)",
-         axes_of(f, state->in, state->in_count), state->path);
+        error_at(f->context->diagnostics, replacement->by->directive->span,
+                 "factorize cannot replace %s: it is multiplied by %s, which is replaced too",
+                 states[weight].path, states[x->attr.integer].path);
+    note_at(error, product->span, "it is used here");
     return false;
 }
 
@@ -128,11 +94,10 @@ static void take_name(Function *fresh, NodeId value, int64_t known, const Node *
 static bool replace_product(Factorization *f, Rebuild *r, NodeId id, StateId weight) {
     Replacement *replacement = &f->replacements[weight];
     const Node *product = node_at(r->old, id);
-    NodeId x = product->inputs[product->inputs[0] == replacement->read];
     int64_t known = r->fresh->nodes.count;
     replacement->first = (StateId)f->module->states.count;
     NodeId value = expand_factorized(f->context->compilation, r->fresh, replacement->by, weight,
-                                     r->map[x]);
+                                     r->map[other_operand(replacement, product)]);
     replacement->end = (StateId)f->module->states.count;
     if (value < 0)
         return false;
@@ -261,7 +226,7 @@ bool pass_factorize(PassContext *context) {
     bool done = true;
     for (int64_t id = 0; id < f.state_count; id++)
         if (f.replacements[id].by)
-            done &= check_product(&f, (StateId)id);
+            done &= check_operands(&f, (StateId)id);
     if (done && (done = rewrite_micro(&f)))
         renumber_states(&f);
     free(f.replacements);

@@ -1,8 +1,8 @@
 /* passes/passes.h: from the expanded module to a placed and scheduled one.  Index of the folder.
  *
  *   pipeline.c   the list of passes, with a reason after each; runs, verifies, dumps, times
- *   simplify.c   folding and dead code that change no bit
  *   factorize.c  a weight with one use, in a dot -> the plan's block in its place
+ *   simplify.c   folding and dead code that change no bit
  *   autodiff.c   reverse mode; `gradient += …`
  *   tables.c     static transcendental values become states; the function `init` fills them
  *   update.c     slab order; the function `update`: norm, clip, optimizers, zeroed gradients;

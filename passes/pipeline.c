@@ -17,11 +17,12 @@ enum { DEBUG_BUILD = 0 };
 #endif
 
 const Pass pass_list[] = {
-    {"simplify", pass_simplify, STAGE_GRAPH, false,
-     "first: a weight's uses and the gradients' inputs are then only what is really computed"},
     {"factorize", pass_factorize, STAGE_GRAPH, true,
-     "before autodiff: a weight still has its forward use alone, and the block that takes its "
-     "place needs no gradient rule of its own"},
+     "first: it takes the graph as the front end checked it, where a weight has its forward "
+     "use "
+     "alone; the block in its place needs no gradient rule of its own"},
+    {"simplify", pass_simplify, STAGE_GRAPH, false,
+     "before autodiff: gradients are made only of what is really computed"},
     {"autodiff", pass_autodiff, STAGE_GRAPH, false,
      "on primitives, before anything is placed: whatever follows treats gradients like values"},
     {"tables", pass_tables, STAGE_GRAPH, false,

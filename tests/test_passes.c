@@ -37,6 +37,29 @@ static void print_diagnostics(Diagnostics *diagnostics, Text *out) {
     free(printed);
 }
 
+/* Leaves out the functions that the test is not about. */
+static void keep_only(const char *source, Text *text) {
+    static const char mark[] = "# only ";
+    const char *asked = strstr(source, mark);
+    if (!asked)
+        return;
+    asked += sizeof mark - 1;
+    size_t length = strcspn(asked, "\n");
+    Text kept = {0};
+    bool keep = true;
+    for (const char *line = text_string(text); *line;) {
+        size_t size = strcspn(line, "\n") + 1;
+        if (strncmp(line, "function ", 9) == 0)
+            keep = strncmp(line + 9, asked, length) == 0 && line[9 + length] == '(';
+        if (keep)
+            text_append(&kept, line, size);
+        keep |= strncmp(line, "}\n", 2) == 0;
+        line += size;
+    }
+    text_free(text);
+    *text = kept;
+}
+
 /* Runs one pass on a module's text. */
 static void run_on_ir(const char *pass, const Source *source, Diagnostics *diagnostics,
                       Text *out) {
@@ -52,7 +75,8 @@ static void run_on_ir(const char *pass, const Source *source, Diagnostics *diagn
     module_free(context.module);
 }
 
-/* Compiles a model up to a pass. */
+/* Compiles a model up to a pass.  Diagnostics point into its texts, so they are printed first.
+ */
 static void run_on_model(const char *pass, const Source *source, const char *path,
                          Diagnostics *diagnostics, Text *out) {
     Request request = {.path = path,
@@ -72,7 +96,9 @@ static void run_on_model(const char *pass, const Source *source, const char *pat
                 stage = pass_list[i].gives;
         assert_null(ir_verify(context.module, stage));
         ir_print(context.module, stage, out);
+        keep_only(source->text, out);
     }
+    print_diagnostics(diagnostics, out);
     compilation_free(compilation);
 }
 
