@@ -392,13 +392,18 @@ static const AdjointRule rules[OP_COUNT] = {
 /* ---- which nodes take part -----------------------------------------------------------------
  */
 
+/* Integers may be states of any role, but have no gradient. */
+static bool is_learned(const State *state) {
+    return state->role == ROLE_WEIGHT && dtype_is_float(state->dtype);
+}
+
 /* Depends on a weight through ops that have a gradient, and reaches E. */
 static void mark_active(Reverse *r, NodeId loss) {
     const Module *module = r->function->module;
     for (NodeId id = 0; id <= loss; id++) {
         const Node *node = node_at(r->function, id);
         if (node->op == OP_STATE)
-            r->active[id] = module->states.data[node->attr.integer].role == ROLE_WEIGHT;
+            r->active[id] = is_learned(&module->states.data[node->attr.integer]);
         else if (op_info[node->op].gradient != GRADIENT_NONE &&
                  dtype_is_float(node->type.dtype))
             for (int i = 0; i < node->input_count; i++)
@@ -419,7 +424,7 @@ static void add_gradient_states(Module *module) {
     int64_t count = module->states.count;
     for (int64_t id = 0; id < count; id++) {
         State gradient = module->states.data[id];
-        if (gradient.role != ROLE_WEIGHT)
+        if (!is_learned(&gradient))
             continue;
         gradient.role = ROLE_GRADIENT;
         gradient.dtype = TYPE_F32;
@@ -445,15 +450,19 @@ static void propagate(Reverse *r, NodeId loss) {
     }
 }
 
-/* E: the value of `loss_sum +=`; -1. */
+/* E: the value of the one write `loss_sum +=`; -1. */
 static NodeId find_loss(const Function *micro) {
+    NodeId loss = -1;
     for (int64_t i = 0; micro && i < micro->writes.count; i++) {
         const Write *write = &micro->writes.data[i];
         const State *state = &micro->module->states.data[write->state];
-        if (write->add && state->role == ROLE_METRIC && strcmp(state->path, "loss_sum") == 0)
-            return write->value;
+        if (state->role != ROLE_METRIC || strcmp(state->path, "loss_sum") != 0)
+            continue;
+        if (!write->add || loss >= 0 || state->dtype != TYPE_F32 || state_type(state).rank)
+            return -1;
+        loss = write->value;
     }
-    return -1;
+    return loss;
 }
 
 /* A weight that E does not depend on is most likely a mistake in the model. */
@@ -477,9 +486,9 @@ bool pass_autodiff(PassContext *context) {
     Module *module = context->module;
     Function *micro = module_find_function(module, "micro");
     NodeId loss = find_loss(micro);
-    if (loss < 0 || !type_equal(node_at(micro, loss)->type, (Type){.dtype = TYPE_F32})) {
+    if (loss < 0) {
         error_in_file(context->diagnostics, "autodiff",
-                      "needs a function `micro` that adds an f32 value to metric `loss_sum`");
+                      "needs a function `micro` that adds one f32 value to metric `loss_sum`");
         return false;
     }
     for (int64_t id = 0; id < module->states.count; id++)

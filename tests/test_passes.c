@@ -333,6 +333,130 @@ static void folding_is_exact_in_both_arithmetics(void **state) {
     assert_true(kept > 0);
 }
 
+/* ---- one step of a small model -------------------------------------------------------------
+ */
+
+typedef struct Model {
+    Diagnostics *diagnostics;
+    Compilation *compilation;
+    Module *module;
+} Model;
+
+static Model compile_text(const Request *request, bool for_training) {
+    Model model = {.diagnostics = diagnostics_new()};
+    model.compilation = compile_model(request, model.diagnostics);
+    assert_non_null(model.compilation);
+    PassContext context = {.module = model.compilation->module,
+                           .compilation = model.compilation,
+                           .diagnostics = model.diagnostics,
+                           .for_training = for_training};
+    assert_true(run_passes(&context, "clean", NULL));
+    model.module = context.module;
+    assert_null(ir_verify(model.module, STAGE_GRAPH));
+    return model;
+}
+
+static void model_free(Model *model) {
+    compilation_free(model->compilation);
+    diagnostics_free(model->diagnostics);
+}
+
+static double *state_values(Interp *interp, const Model *model, const char *path, Role role) {
+    StateId state = module_find_state(model->module, path, role, 0);
+    assert_true(state >= 0);
+    return interp_state(interp, state);
+}
+
+static double read_metric(Interp *interp, const Model *model, const char *path) {
+    return *state_values(interp, model, path, ROLE_METRIC);
+}
+
+/* Three micro-batches, then an update, then one without any micro-batch. */
+static void update_follows_its_formulas(void **state) {
+    (void)state;
+    Request request = {.path = "tests/golden/passes/update/observed_means.cola", .recipe = "r"};
+    Model model = compile_text(&request, true);
+    Interp *interp = interp_new(model.module);
+    fuzz_fill_weights(interp, model.module, 1);
+    int32_t *tokens = fuzz_input(model.module, 0, 5);
+    interp_set_input(interp, 0, tokens);
+    const double micro_scalars[] = {1, 0, 0}, update_scalars[] = {1, 0.25, 3};
+    for (int i = 0; i < 3; i++)
+        interp_run(interp, module_find_function(model.module, "micro"), micro_scalars, false);
+    enum { ELEMENTS = 4 * 5, TARGETS = 2 * 3 * 5 };
+    double *w = state_values(interp, &model, "w", ROLE_WEIGHT);
+    double *g = state_values(interp, &model, "w", ROLE_GRADIENT);
+    double *e = state_values(interp, &model, "embed", ROLE_GRADIENT);
+    double expected[ELEMENTS], squares = 0, mean = 0;
+    for (int i = 0; i < ELEMENTS; i++) {
+        expected[i] = w[i] - 0.25 * g[i] / (3 * TARGETS);
+        squares += g[i] * g[i];
+        mean += w[i] * w[i] / ELEMENTS;
+    }
+    for (int i = 0; i < 7 * 4; i++)
+        squares += e[i] * e[i];
+    double loss = read_metric(interp, &model, "loss_sum") / (3 * TARGETS);
+    for (int update = 0; update < 2; update++) {
+        interp_run(interp, module_find_function(model.module, "update"), update_scalars, false);
+        double norm = update ? 0 : sqrt(squares) / (3 * TARGETS);
+        assert_true(fabs(read_metric(interp, &model, "loss") - (update ? 0 : loss)) < 1e-14);
+        assert_true(fabs(read_metric(interp, &model, "grad_norm") - norm) < 1e-14);
+        assert_true(fabs(read_metric(interp, &model, "observed.size") - (update ? 0 : mean)) <
+                    1e-14);
+        for (int i = 0; i < ELEMENTS; i++)
+            assert_true(fabs(w[i] - expected[i]) < 1e-14 && g[i] == 0);
+        assert_true(read_metric(interp, &model, "loss_sum") == 0);
+        assert_true(read_metric(interp, &model, "weight_sum") == 0);
+    }
+    free(tokens);
+    interp_free(interp);
+    model_free(&model);
+}
+
+static void without_training_there_is_eval_alone(void **state) {
+    (void)state;
+    Request request = {.path = "tests/golden/passes/update/observed_means.cola", .recipe = "r"};
+    Model model = compile_text(&request, false);
+    assert_int_equal(model.module->functions.count, 1);
+    assert_string_equal(model.module->functions.data[0]->name, "eval");
+    assert_int_equal(model.module->functions.data[0]->writes.count, 2);
+    for (int64_t i = 0; i < model.module->states.count; i++) {
+        assert_true(model.module->states.data[i].role != ROLE_GRADIENT);
+        assert_true(model.module->states.data[i].offset >= 0);
+    }
+    model_free(&model);
+}
+
+/* The paper's counts (forward and backward, a block and a token, n positions): full rank
+ * 24 d² + 12 n d + 18 d f, CoLA 48 d r + 12 n d + 18 r (d + f); the head is whole: 6 d v. */
+static void flops_are_those_of_the_paper(void **state) {
+    (void)state;
+    static const struct {
+        const char *preset;
+        double d, f, r, layers;
+    } of[] = {{"60m", 512, 1376, 128, 8},
+              {"130m", 768, 2048, 256, 12},
+              {"350m", 1024, 2736, 256, 24},
+              {"7b", 4096, 11008, 1024, 32}};
+    for (int i = 0; i < 2 * COUNT_OF(of); i++) {
+        double d = of[i / 2].d, f = of[i / 2].f, r = of[i / 2].r, n = 256;
+        bool low = i % 2;
+        Request request = {.path = "models/llama.cola",
+                           .preset = of[i / 2].preset,
+                           .plan = low ? "cola" : NULL};
+        Model model = compile_text(&request, true);
+        const Compilation *c = model.compilation;
+        FlopTable table = flop_table(model.module, c->sequences * c->positions);
+        double block = low ? 48 * d * r + 18 * r * (d + f) : 24 * d * d + 18 * d * f;
+        double expected = of[i / 2].layers * (block + 12 * n * d);
+        assert_true(fabs(table.forward + table.backward - expected) < 1e-9 * expected);
+        assert_true(fabs(2 * table.forward - table.backward) < 1e-9 * expected);
+        assert_true(fabs(table.head - 6 * d * 32000) < 1);
+        assert_true(table.executed > expected + table.head && table.recompute == 0);
+        model_free(&model);
+    }
+}
+
 /* ---- the pipeline --------------------------------------------------------------------------
  */
 
@@ -363,6 +487,9 @@ int main(void) {
         cmocka_unit_test(tables_change_no_value),
         cmocka_unit_test(simplify_reaches_an_end),
         cmocka_unit_test(folding_is_exact_in_both_arithmetics),
+        cmocka_unit_test(update_follows_its_formulas),
+        cmocka_unit_test(without_training_there_is_eval_alone),
+        cmocka_unit_test(flops_are_those_of_the_paper),
         cmocka_unit_test(names_of_passes_are_checked),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
