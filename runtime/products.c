@@ -589,14 +589,13 @@ void product_run(const PreparedProduct *prepared, const float *a, const float *b
     int64_t scratch_bytes = product_scratch_bytes(prepared);
     int team = units > 1 ? omp_get_max_threads() : 1;
     int64_t chunk = units / (16 * (int64_t)team) + 1;
-    /* A team of one, or of all: any other size makes the OpenMP runtime end and start threads.
-     */
+    /* A team of one or of all: between other sizes the OpenMP runtime ends and starts threads. */
 #pragma omp parallel num_threads(team)
     {
         TileMemory memory[2][2] = {{{0}}};
         char *own = scratch + omp_get_thread_num() * scratch_bytes;
-        omp_set_num_threads(
-            1); /* of this task: a team of one must not be split by the library */
+        /* Of this task alone: the library must not make a team where ours is of one. */
+        omp_set_num_threads(1);
 #pragma omp for schedule(dynamic, chunk)
         for (int64_t unit = 0; unit < units; unit++)
             run_unit(prepared, unit, memory, a, b, c, own);

@@ -317,6 +317,26 @@ static const Product bit_cases[] = {
      .b_n = 1,
      .c_m = 100,
      .c_n = 1}, /* no unit stride: A is read as every other column of a wider one */
+    /* one tile alone: no team of ours keeps the library from making its own */
+    {.m = 24,
+     .n = 32,
+     .k = 20000,
+     .a_m = 1,
+     .a_k = 24,
+     .b_k = 32,
+     .b_n = 1,
+     .c_m = 32,
+     .c_n = 1},
+    {.m = 16,
+     .n = 16,
+     .k = 9000,
+     .a_m = 9000,
+     .a_k = 1,
+     .b_k = 1,
+     .b_n = 9000,
+     .c_m = 16,
+     .c_n = 1,
+     .add = true},
 };
 
 static void bits_do_not_depend_on_threads(void **state) {
