@@ -25,7 +25,8 @@ void kernel_builder_free(KernelBuilder *b) {
     free(b->buckets);
 }
 
-/* ---- addresses --------------------------------------------------------------------------------- */
+/* ---- addresses
+ * --------------------------------------------------------------------------------- */
 
 Affine affine_constant(int64_t base) {
     return (Affine){.base = base};
@@ -43,8 +44,7 @@ Affine affine_add(Arena *arena, Affine a, Affine b, int64_t scale) {
         arena_alloc_array(arena, (size_t)(a.term_count + b.term_count), sizeof *sum.terms);
     for (int i = 0, j = 0; i < a.term_count || j < b.term_count;) {
         Term term;
-        if (j == b.term_count ||
-            (i < a.term_count && a.terms[i].value < b.terms[j].value)) {
+        if (j == b.term_count || (i < a.term_count && a.terms[i].value < b.terms[j].value)) {
             term = a.terms[i++];
         } else {
             term = (Term){b.terms[j].value, scale * b.terms[j].stride};
@@ -67,7 +67,8 @@ bool affine_equal(const Affine *a, const Affine *b) {
     return true;
 }
 
-/* ---- placing values ----------------------------------------------------------------------------- */
+/* ---- placing values
+ * ----------------------------------------------------------------------------- */
 
 /* How deep a value's region is in the stack of open ones; -1: it is closed. */
 static int64_t depth_of(const KernelBuilder *b, ValueId value) {
@@ -110,9 +111,9 @@ static uint64_t affine_hash(const Affine *affine, uint64_t seed) {
 }
 
 static uint64_t instruction_hash(const Instruction *i) {
-    int64_t fields[] = {i->kind,    i->dtype,   i->op,     i->input_count, i->inputs[0],
-                        i->inputs[1], i->inputs[2], i->integer, i->divisor,     i->modulus,
-                        i->buffer};
+    int64_t fields[] = {i->kind,      i->dtype,     i->op,        i->input_count,
+                        i->inputs[0], i->inputs[1], i->inputs[2], i->integer,
+                        i->divisor,   i->modulus,   i->buffer};
     uint64_t hash = hash_bytes(fields, sizeof fields, 0);
     hash = hash_bytes(&i->number, sizeof i->number, hash);
     return affine_hash(&i->sample, affine_hash(&i->at, hash));
@@ -155,7 +156,8 @@ static ValueId emit_pure(KernelBuilder *b, Instruction instruction) {
     return id;
 }
 
-/* ---- instructions -------------------------------------------------------------------------------- */
+/* ---- instructions
+ * -------------------------------------------------------------------------------- */
 
 BufferId build_buffer(KernelBuilder *b, Buffer buffer) {
     array_push(&b->kernel->buffers, buffer);
@@ -163,8 +165,8 @@ BufferId build_buffer(KernelBuilder *b, Buffer buffer) {
 }
 
 ValueId emit_constant(KernelBuilder *b, DataType dtype, double number) {
-    return emit_pure(b, (Instruction){
-                            .kind = KERNEL_CONSTANT, .dtype = dtype, .number = number});
+    return emit_pure(b,
+                     (Instruction){.kind = KERNEL_CONSTANT, .dtype = dtype, .number = number});
 }
 
 ValueId emit_scalar(KernelBuilder *b, int number) {
@@ -175,10 +177,9 @@ ValueId emit_scalar(KernelBuilder *b, int number) {
 ValueId emit_index(KernelBuilder *b, Affine position, const char *name) {
     if (position.term_count == 0)
         return emit_constant(b, TYPE_I32, (double)position.base);
-    return emit_pure(b, (Instruction){.kind = KERNEL_INDEX,
-                                      .dtype = TYPE_I32,
-                                      .at = position,
-                                      .name = name});
+    return emit_pure(
+        b,
+        (Instruction){.kind = KERNEL_INDEX, .dtype = TYPE_I32, .at = position, .name = name});
 }
 
 ValueId emit_digit(KernelBuilder *b, Affine position, int64_t positions, int64_t divisor,
@@ -225,22 +226,24 @@ ValueId emit_load(KernelBuilder *b, BufferId buffer, Affine position, const char
 
 void emit_store(KernelBuilder *b, BufferId buffer, Affine position, ValueId value) {
     b->kernel->buffers.data[buffer].writes = true;
-    append(b, (Instruction){.kind = KERNEL_STORE,
-                            .buffer = buffer,
-                            .at = position,
-                            .input_count = 1,
-                            .inputs = {value}},
+    append(b,
+           (Instruction){.kind = KERNEL_STORE,
+                         .buffer = buffer,
+                         .at = position,
+                         .input_count = 1,
+                         .inputs = {value}},
            innermost(b));
 }
 
 ValueId emit_reduce(KernelBuilder *b, Op op, ValueId term, const char *name) {
     INTERNAL_CHECK(b->open.count >= 2);
-    ValueId id = append(b, (Instruction){.kind = KERNEL_REDUCE,
-                                         .dtype = at(b, term)->dtype,
-                                         .op = op,
-                                         .input_count = 1,
-                                         .inputs = {term},
-                                         .name = name},
+    ValueId id = append(b,
+                        (Instruction){.kind = KERNEL_REDUCE,
+                                      .dtype = at(b, term)->dtype,
+                                      .op = op,
+                                      .input_count = 1,
+                                      .inputs = {term},
+                                      .name = name},
                         innermost(b));
     b->homes.data[id] = b->open.data[b->open.count - 2];
     return id;
@@ -267,16 +270,18 @@ BufferId keep_value(KernelBuilder *b, ValueId value, Affine position, int64_t el
     Region *around = b->open.data[b->open.count - 2];
     append(b, (Instruction){.kind = KERNEL_LOCAL, .buffer = buffer}, around);
     move_to_head(around);
-    append(b, (Instruction){.kind = KERNEL_STORE,
-                            .buffer = buffer,
-                            .at = position,
-                            .input_count = 1,
-                            .inputs = {value}},
+    append(b,
+           (Instruction){.kind = KERNEL_STORE,
+                         .buffer = buffer,
+                         .at = position,
+                         .input_count = 1,
+                         .inputs = {value}},
            b->homes.data[value]);
     return buffer;
 }
 
-/* ---- loops --------------------------------------------------------------------------------------- */
+/* ---- loops
+ * --------------------------------------------------------------------------------------- */
 
 void open_loops(KernelBuilder *b, LoopKind kind, const LoopShape *shapes, int count,
                 ValueId *indices) {
@@ -289,10 +294,10 @@ void open_loops(KernelBuilder *b, LoopKind kind, const LoopShape *shapes, int co
                        .tile_of = shapes[i].tile_of,
                        .total = shapes[i].total};
         indices[i] = first + i;
-        array_push(&b->kernel->instructions, ((Instruction){.kind = KERNEL_LOOP,
-                                                            .dtype = TYPE_I32,
-                                                            .loop = loop,
-                                                            .name = shapes[i].name}));
+        array_push(
+            &b->kernel->instructions,
+            ((Instruction){
+                .kind = KERNEL_LOOP, .dtype = TYPE_I32, .loop = loop, .name = shapes[i].name}));
         array_push(&b->same, -1);
         if (i > 0)
             array_push(&at(b, first + i - 1)->loop->body, first + i);

@@ -13,30 +13,29 @@
 
 #include "passes/passes.h"
 
-/* ---- kernel.c --------------------------------------------------------------------------------
- * The kernel IR: what both printers print.  A kernel is a region; a region is a list of
- * instructions, run in order; a loop is an instruction with a region of its own.  Values are named
- * by the instruction that makes them (SSA), are seen in the rest of their region and in the regions
- * within it, and are scalars.  Memory is reached by loads and stores alone, at addresses that are
- * affine in loop indices and i32 values.
+/* ---- kernel.c
+ * -------------------------------------------------------------------------------- The kernel
+ * IR: what both printers print.  A kernel is a region; a region is a list of instructions, run
+ * in order; a loop is an instruction with a region of its own.  Values are named by the
+ * instruction that makes them (SSA), are seen in the rest of their region and in the regions
+ * within it, and are scalars.  Memory is reached by loads and stores alone, at addresses that
+ * are affine in loop indices and i32 values.
  *
- *   parallel loop   iterations are independent: OpenMP threads, a grid's blocks.  Nested ones are
- *                   perfectly nested.  Between two parallel nests in a kernel's own region all
- *                   memory is synchronized; what stands in that region itself is run once.
- *   serial loop     iterations run in order
- *   lanes loop      iterations are independent and the fastest in memory: SIMD lanes, the threads
- *                   of a block.  In each iteration all loads come before the stores, and no
- *                   iteration loads what another stores.  Lanes loops hold no loops.
- *   tile            a loop with `tile_of` runs over tile `i` of `total` positions, i being that
- *                   loop's index: min(extent, total - extent * i) iterations
- *   reduce          in a lanes loop: its value, seen after the loop, is the sum or maximum of its
- *                   operand over the iterations, in the *fixed order*
+ *   parallel loop   iterations are independent: OpenMP threads, a grid's blocks.  Nested ones
+ * are perfectly nested.  Between two parallel nests in a kernel's own region all memory is
+ * synchronized; what stands in that region itself is run once. serial loop     iterations run
+ * in order lanes loop      iterations are independent and the fastest in memory: SIMD lanes,
+ * the threads of a block.  In each iteration all loads come before the stores, and no iteration
+ * loads what another stores.  Lanes loops hold no loops. tile            a loop with `tile_of`
+ * runs over tile `i` of `total` positions, i being that loop's index: min(extent, total -
+ * extent * i) iterations reduce          in a lanes loop: its value, seen after the loop, is
+ * the sum or maximum of its operand over the iterations, in the *fixed order*
  *
- * The fixed order of n terms is a function of n alone.  n <= REDUCE_BLOCK: term i is added to lane
- * i mod REDUCE_LANES in turn, lanes start at 0 (sum) or -infinity (max), then lane j takes in lane
- * j + w for w = 64, 32, … 1.  Larger n: blocks of REDUCE_BLOCK terms are reduced so, and the
- * partial results, in block order, are reduced in the fixed order in their turn.  `x takes in y`
- * is x + y, and x > y ? x : y.
+ * The fixed order of n terms is a function of n alone.  n <= REDUCE_BLOCK: term i is added to
+ * lane i mod REDUCE_LANES in turn, lanes start at 0 (sum) or -infinity (max), then lane j takes
+ * in lane j + w for w = 64, 32, … 1.  Larger n: blocks of REDUCE_BLOCK terms are reduced so,
+ * and the partial results, in block order, are reduced in the fixed order in their turn.  `x
+ * takes in y` is x + y, and x > y ? x : y.
  *
  * Nothing here is particular to C or CUDA. */
 enum { REDUCE_LANES = 128, REDUCE_BLOCK = 32768 };
@@ -59,16 +58,16 @@ typedef enum InstructionKind {
     KERNEL_CONSTANT, /* number */
     KERNEL_SCALAR,   /* argument `integer` of the kernel's scalars; f64 */
     KERNEL_INDEX,    /* `at` as an i32 */
-    KERNEL_DIGIT,    /* `at` / divisor % modulus, an i32: the position along one axis of a position
-                        in [0, integer) that runs through several axes */
-    KERNEL_MAP,      /* op of inputs, as in ops.def */
-    KERNEL_RANDOM,   /* random_uniform; inputs: seed, step, sample0 (f64 scalars); site `integer`;
-                        the sample is sample0 + `sample`, the index within it `at`; f32 */
-    KERNEL_LOAD,     /* buffer[at] */
-    KERNEL_STORE,    /* buffer[at] = inputs[0] */
-    KERNEL_REDUCE,   /* op (sum, max) of inputs[0] over the lanes loop it stands in */
-    KERNEL_LOCAL,    /* a local buffer's life begins, to the end of this region; not initialized */
-    KERNEL_LOOP      /* value: the index, from 0 */
+    KERNEL_DIGIT, /* `at` / divisor % modulus, an i32: the position along one axis of a position
+                     in [0, integer) that runs through several axes */
+    KERNEL_MAP,   /* op of inputs, as in ops.def */
+    KERNEL_RANDOM, /* random_uniform; inputs: seed, step, sample0 (f64 scalars); site `integer`;
+                      the sample is sample0 + `sample`, the index within it `at`; f32 */
+    KERNEL_LOAD,   /* buffer[at] */
+    KERNEL_STORE,  /* buffer[at] = inputs[0] */
+    KERNEL_REDUCE, /* op (sum, max) of inputs[0] over the lanes loop it stands in */
+    KERNEL_LOCAL, /* a local buffer's life begins, to the end of this region; not initialized */
+    KERNEL_LOOP   /* value: the index, from 0 */
 } InstructionKind;
 
 typedef ARRAY(ValueId) Region; /* instructions in order */
@@ -99,8 +98,8 @@ typedef struct Instruction {
 typedef struct Buffer {
     DataType dtype;
     int64_t elements;
-    int argument;       /* which of the kernel's pointers; -1: local, memory private to an iteration
-                           of the parallel loops around its KERNEL_LOCAL */
+    int argument; /* which of the kernel's pointers; -1: local, memory private to an iteration
+                     of the parallel loops around its KERNEL_LOCAL */
     bool reads, writes;
     const char *name, *shape; /* x, [B,S,D]: to read it by; no part of the canonical text */
 } Buffer;
@@ -122,24 +121,25 @@ const char *kernel_verify(const Kernel *kernel);
 /* Two groups that do the same have the same canonical text (no node ids, no names). */
 const char *kernel_text(Kernel *kernel);
 uint64_t kernel_hash(Kernel *kernel);
-/* What to call each value and each buffer: all different, and identifiers of C that no keyword and
- * nothing of the prelude is.  Without `hints` by number alone.  In the kernel's arena. */
+/* What to call each value and each buffer: all different, and identifiers of C that no keyword
+ * and nothing of the prelude is.  Without `hints` by number alone.  In the kernel's arena. */
 typedef struct KernelNames {
     const char **values, **buffers;
 } KernelNames;
 KernelNames kernel_names(const Kernel *kernel, bool hints);
 /* The text with given names, every line after `margin`. */
 void kernel_print(const Kernel *kernel, KernelNames names, const char *margin, Text *out);
-/* Roughly what the instructions of a region cost, all iterations counted, in vector additions of
- * one element: for balancing and for deciding on threads. */
+/* Roughly what the instructions of a region cost, all iterations counted, in vector additions
+ * of one element: for balancing and for deciding on threads. */
 double kernel_work(const Kernel *kernel, const Region *region);
 /* Bytes of its arguments that a kernel moves: each read and written at most once. */
 double kernel_traffic(const Kernel *kernel);
 
-/* ---- build.c ---------------------------------------------------------------------------------
- * A kernel under construction: a stack of open regions, innermost last.  A value goes into the
- * outermost open region in which all that it depends on is known (so what does not depend on a
- * loop leaves it), and one that is there already is not made again. */
+/* ---- build.c
+ * --------------------------------------------------------------------------------- A kernel
+ * under construction: a stack of open regions, innermost last.  A value goes into the outermost
+ * open region in which all that it depends on is known (so what does not depend on a loop
+ * leaves it), and one that is there already is not made again. */
 typedef struct KernelBuilder {
     Kernel *kernel;
     ARRAY(Region *) open;  /* open.data[0] is the kernel's body */
@@ -171,10 +171,12 @@ ValueId emit_load(KernelBuilder *b, BufferId buffer, Affine at, const char *name
 void emit_store(KernelBuilder *b, BufferId buffer, Affine at, ValueId value);
 ValueId emit_reduce(KernelBuilder *b, Op op, ValueId term, const char *name);
 void emit_local(KernelBuilder *b, BufferId buffer);
-/* For the values of a lanes loop that is closed already, asked for in another one: keeps them in a
- * new local buffer, indexed by `position`, whose life begins at the head of the region around. */
+/* For the values of a lanes loop that is closed already, asked for in another one: keeps them
+ * in a new local buffer, indexed by `position`, whose life begins at the head of the region
+ * around. */
 BufferId keep_value(KernelBuilder *b, ValueId value, Affine position, int64_t elements);
-/* Opens loops, outermost first, those but the last perfectly nested; `indices` are their values. */
+/* Opens loops, outermost first, those but the last perfectly nested; `indices` are their
+ * values. */
 typedef struct LoopShape {
     int64_t extent;
     ValueId tile_of; /* -1: none */
@@ -185,29 +187,31 @@ void open_loops(KernelBuilder *b, LoopKind kind, const LoopShape *shapes, int co
                 ValueId *indices);
 void close_loops(KernelBuilder *b); /* what one call of open_loops opened */
 
-/* ---- loops.c -------------------------------------------------------------------------------- */
-/* Drops values that nothing uses, turns digits back to plain strides where they make one, merges
- * neighbouring loops where every address goes through both as through one, and cuts long lanes
- * loops in parallel tiles.  Changes no value and no order of a reduction. */
+/* ---- loops.c --------------------------------------------------------------------------------
+ */
+/* Drops values that nothing uses, turns digits back to plain strides where they make one,
+ * merges neighbouring loops where every address goes through both as through one, and cuts long
+ * lanes loops in parallel tiles.  Changes no value and no order of a reduction. */
 void kernel_simplify(Kernel *kernel);
 
-/* ---- lower.c -------------------------------------------------------------------------------- */
+/* ---- lower.c --------------------------------------------------------------------------------
+ */
 /* What a kernel's pointer arguments stand for in the function it was made from. */
 typedef struct KernelOperand {
     enum { OPERAND_NODE, OPERAND_STATE, OPERAND_INPUT, OPERAND_SCRATCH } kind;
-    int32_t id;       /* NodeId, StateId, input number; scratch: 0 */
-    int64_t bytes;    /* its extent */
+    int32_t id;    /* NodeId, StateId, input number; scratch: 0 */
+    int64_t bytes; /* its extent */
     bool reads, writes;
 } KernelOperand;
 
 typedef struct LoweredGroup {
     Kernel *kernel;
     int operand_count;
-    KernelOperand *operands;  /* the kernel's pointer arguments, in order */
+    KernelOperand *operands; /* the kernel's pointer arguments, in order */
     int scalar_count;
-    NodeId label_node;        /* whose name stands for the group */
-    NodeId *scalars;          /* the kernel's scalar arguments: f64 nodes; -1 - n: runtime scalar n
-                                 of the function */
+    NodeId label_node; /* whose name stands for the group */
+    NodeId *scalars;   /* the kernel's scalar arguments: f64 nodes; -1 - n: runtime scalar n
+                          of the function */
 } LoweredGroup;
 
 /* The members of each group, and the writes that its kernel makes: made once a function. */
@@ -218,57 +222,64 @@ typedef struct GroupIndex {
 } GroupIndex;
 GroupIndex group_index(const Function *function, Arena *arena);
 
-/* Lowers one flat, row, column or scatter group.  Memory in `arena`, but for the kernel's arrays.
- *   row     for each row: sweeps over the inner axes, one for each depth of reductions, then one
- *           for what depends on the last; row values between them; a value that is dear to compute
- *           and wanted in several sweeps is kept in a buffer of the row (up to ROW_BUFFER).  Few
+/* Lowers one flat, row, column or scatter group.  Memory in `arena`, but for the kernel's
+ * arrays. row     for each row: sweeps over the inner axes, one for each depth of reductions,
+ * then one for what depends on the last; row values between them; a value that is dear to
+ * compute and wanted in several sweeps is kept in a buffer of the row (up to ROW_BUFFER).  Few
  *           and long rows are cut in blocks of REDUCE_BLOCK that run in parallel.
- *   column  the summed positions are cut in chunks (a function of their number alone), each summed
- *           in order; the partial sums are summed in chunk order.
- *   scatter a worker owns a block of the kept axes and walks the index in order.
- * Within a row kernel what it stores is memory of its own: no store may take over an operand's. */
+ *   column  the summed positions are cut in chunks (a function of their number alone), each
+ * summed in order; the partial sums are summed in chunk order. scatter a worker owns a block of
+ * the kept axes and walks the index in order. Within a row kernel what it stores is memory of
+ * its own: no store may take over an operand's. */
 LoweredGroup lower_group(const Function *function, const GroupIndex *index, int group,
                          Arena *arena);
 
 /* ---- print_c.c -----------------------------------------------------------------------------
- * `void NAME(void *const *buffers, const double *scalars)`: buffers in operand order.  Readable,
+ * `void NAME(void *const *buffers, const double *scalars)`: buffers in operand order. Readable,
  * deterministic; the kernel IR stands in a comment above.  `name` is label_hash. */
 void print_c(Kernel *kernel, const char *name, Text *out);
 extern const char embedded_prelude_h[];
 
-/* ---- emit.c -------------------------------------------------------------------------------- */
+/* ---- emit.c --------------------------------------------------------------------------------
+ */
 typedef enum Space {
-    SPACE_WEIGHT, SPACE_GRADIENT, SPACE_MOMENT, SPACE_TABLE, SPACE_METRIC, SPACE_INPUT, SPACE_ARENA
+    SPACE_WEIGHT,
+    SPACE_GRADIENT,
+    SPACE_MOMENT,
+    SPACE_TABLE,
+    SPACE_METRIC,
+    SPACE_INPUT,
+    SPACE_ARENA
 } Space;
 const char *space_name(Space space);
 
 typedef struct Operand {
     Space space;
-    int32_t number;   /* which moment, which input; else 0 */
-    int64_t offset;   /* bytes */
-    int64_t bytes;    /* extent from offset that may be touched */
+    int32_t number; /* which moment, which input; else 0 */
+    int64_t offset; /* bytes */
+    int64_t bytes;  /* extent from offset that may be touched */
 } Operand;
 
 typedef enum StepKind { STEP_LAUNCH, STEP_PRODUCT, STEP_COPY, STEP_ZERO } StepKind;
 typedef struct Step {
     StepKind kind;
-    int32_t index;          /* kernel or product of the program set */
+    int32_t index; /* kernel or product of the program set */
     int operand_count;
-    Operand *operands;      /* product: A, B, C; copy: from, to; zero: what */
+    Operand *operands; /* product: A, B, C; copy: from, to; zero: what */
     int scalar_count;
-    int32_t *scalars;       /* indices into Program.host_scalars */
-    const char *label;      /* layer[3].attn.wq, for profiles */
-    double flops, bytes;    /* as executed: for the share of peak */
+    int32_t *scalars;    /* indices into Program.host_scalars */
+    const char *label;   /* layer[3].attn.wq, for profiles */
+    double flops, bytes; /* as executed: for the share of peak */
 } Step;
 
 typedef struct Program {
-    const char *name;       /* micro, update, eval */
+    const char *name; /* micro, update, eval */
     int64_t step_count;
     Step *steps;
     int host_scalar_count;
-    NodeId *host_scalars;   /* evaluated before each run by program_scalar */
+    NodeId *host_scalars; /* evaluated before each run by program_scalar */
     const Function *function;
-    int64_t arena_bytes;    /* the plan's, and kernels' scratch after it */
+    int64_t arena_bytes; /* the plan's, and kernels' scratch after it */
 } Program;
 /* The value of host scalar `index`, given the function's runtime scalars. */
 double program_scalar(const Program *program, int index, const double *arguments);
@@ -286,14 +297,15 @@ typedef struct ProgramSet {
     Product *products;
     int64_t slab_elements[5]; /* by Role; of one moment */
     int moment_count;
-    int64_t arena_bytes;      /* the largest of the programs */
+    int64_t arena_bytes; /* the largest of the programs */
 } ProgramSet;
 /* Emits every function but `init`. */
 ProgramSet *emit_programs(const Module *module);
 void program_set_free(ProgramSet *set);
 const Program *program_find(const ProgramSet *set, const char *name); /* NULL */
 void program_print(const ProgramSet *set, const Program *program, Text *out);
-/* The C of all kernels, cut into `parts` texts of about equal work; each begins with the prelude. */
+/* The C of all kernels, cut into `parts` texts of about equal work; each begins with the
+ * prelude. */
 void emit_c(const ProgramSet *set, int parts, Text *out);
 
 #endif

@@ -34,7 +34,8 @@ static void *arena_copy(Arena *arena, const void *from, int64_t count, size_t si
     return count ? memcpy(to, from, (size_t)count * size) : to;
 }
 
-/* ---- operands ------------------------------------------------------------------------------------ */
+/* ---- operands
+ * ------------------------------------------------------------------------------------ */
 
 const char *space_name(Space space) {
     static const char *const names[] = {"weight", "gradient", "moment", "table",
@@ -70,7 +71,8 @@ static Operand node_operand(const Function *function, NodeId id) {
 }
 
 /* Scratch memory lies behind the planned arena; kernels take it in turn. */
-static Operand kernel_operand(const Emitter *e, const KernelOperand *operand, int64_t *scratch) {
+static Operand kernel_operand(const Emitter *e, const KernelOperand *operand,
+                              int64_t *scratch) {
     Operand result = {0};
     switch (operand->kind) {
     case OPERAND_NODE:
@@ -78,8 +80,7 @@ static Operand kernel_operand(const Emitter *e, const KernelOperand *operand, in
     case OPERAND_STATE:
         return state_operand(e->function->module, operand->id);
     case OPERAND_INPUT:
-        return (Operand){
-            .space = SPACE_INPUT, .number = operand->id, .bytes = operand->bytes};
+        return (Operand){.space = SPACE_INPUT, .number = operand->id, .bytes = operand->bytes};
     case OPERAND_SCRATCH:
         result = (Operand){.space = SPACE_ARENA,
                            .offset = e->scratch_begin + *scratch,
@@ -90,7 +91,8 @@ static Operand kernel_operand(const Emitter *e, const KernelOperand *operand, in
     internal_error("an operand of no kind");
 }
 
-/* ---- labels -------------------------------------------------------------------------------------- */
+/* ---- labels
+ * -------------------------------------------------------------------------------------- */
 
 /* layer[3].attn.q: for profiles. */
 static const char *node_label(const Emitter *e, NodeId id) {
@@ -103,7 +105,8 @@ static const char *node_label(const Emitter *e, NodeId id) {
                         named == node ? "" : "_adj");
 }
 
-/* A product by the parameter that it multiplies with or makes the gradient of, else by its value. */
+/* A product by the parameter that it multiplies with or makes the gradient of, else by its
+ * value. */
 static const char *product_label(const Emitter *e, NodeId dot, const Write *write) {
     const Module *module = e->function->module;
     const Node *node = node_at(e->function, dot);
@@ -122,7 +125,8 @@ static const char *product_label(const Emitter *e, NodeId dot, const Write *writ
     return node_label(e, dot);
 }
 
-/* ---- kernels ------------------------------------------------------------------------------------- */
+/* ---- kernels
+ * ------------------------------------------------------------------------------------- */
 
 /* The number of an equal kernel; a new one is kept, of the others only the operands. */
 static int32_t share_kernel(Emitter *e, Kernel *kernel) {
@@ -185,7 +189,8 @@ static Step emit_launch(Emitter *e, int group) {
     return step;
 }
 
-/* ---- products ------------------------------------------------------------------------------------ */
+/* ---- products
+ * ------------------------------------------------------------------------------------ */
 
 static void print_loops(const char *name, const ProductLoop *loops, int count, Text *out) {
     for (int i = 0; i < count; i++)
@@ -265,8 +270,8 @@ static Step emit_product(Emitter *e, int group) {
     step.operands = arena_alloc_array(e->arena, 3, sizeof *step.operands);
     step.operands[product.swapped] = view_operand(function, &a);
     step.operands[!product.swapped] = view_operand(function, &b);
-    step.operands[2] = write ? state_operand(function->module, write->state)
-                             : node_operand(function, dot);
+    step.operands[2] =
+        write ? state_operand(function->module, write->state) : node_operand(function, dot);
     step.index = share_product(e, &product);
     step.label = product_label(e, dot, write);
     step.flops = 2 * product_terms(&product);
@@ -275,7 +280,8 @@ static Step emit_product(Emitter *e, int group) {
     return step;
 }
 
-/* ---- programs ------------------------------------------------------------------------------------ */
+/* ---- programs
+ * ------------------------------------------------------------------------------------ */
 
 static Step emit_copy(Emitter *e, const Write *write) {
     NodeId source = write_source(e->function, write->value);
@@ -285,9 +291,9 @@ static Step emit_copy(Emitter *e, const Write *write) {
     step.operands[0] = node_operand(e->function, source);
     step.operands[1] = state_operand(e->function->module, write->state);
     INTERNAL_CHECK(step.operands[0].bytes == step.operands[1].bytes);
-    step.label = arena_printf(e->arena, "%s %s",
-                              e->function->module->states.data[write->state].path,
-                              role_name(e->function->module->states.data[write->state].role));
+    step.label =
+        arena_printf(e->arena, "%s %s", e->function->module->states.data[write->state].path,
+                     role_name(e->function->module->states.data[write->state].role));
     step.bytes = 2 * (double)step.operands[0].bytes;
     return step;
 }
@@ -387,7 +393,8 @@ double program_scalar(const Program *program, int index, const double *arguments
                       : interp_scalar(program->function, source, arguments);
 }
 
-/* ---- text ---------------------------------------------------------------------------------------- */
+/* ---- text
+ * ---------------------------------------------------------------------------------------- */
 
 static void print_operand(const Operand *operand, Text *out) {
     text_printf(out, " %s", space_name(operand->space));
@@ -434,7 +441,8 @@ void program_print(const ProgramSet *set, const Program *program, Text *out) {
     }
 }
 
-/* ---- translation units --------------------------------------------------------------------------- */
+/* ---- translation units
+ * --------------------------------------------------------------------------- */
 
 typedef struct KernelText {
     Text text;

@@ -22,7 +22,8 @@ static const Instruction *at(const Kernel *kernel, ValueId id) {
     return &kernel->instructions.data[id];
 }
 
-/* ---- names ------------------------------------------------------------------------------------ */
+/* ---- names
+ * ------------------------------------------------------------------------------------ */
 
 /* `hint` as an identifier, followed by a number where one is given. */
 static const char *identifier(Arena *arena, const char *prefix, const char *hint, int number) {
@@ -72,9 +73,9 @@ static void name_region(Namer *namer, const Region *region) {
 
 static const char *buffer_prefix(const Buffer *buffer) {
     return buffer->argument < 0 ? "local_"
-           : !buffer->writes ? "in_"
-           : !buffer->reads ? "out_"
-                            : "io_";
+           : !buffer->writes    ? "in_"
+           : !buffer->reads     ? "out_"
+                                : "io_";
 }
 
 KernelNames kernel_names(const Kernel *kernel, bool hints) {
@@ -98,7 +99,8 @@ KernelNames kernel_names(const Kernel *kernel, bool hints) {
     return namer.names;
 }
 
-/* ---- text ------------------------------------------------------------------------------------- */
+/* ---- text
+ * ------------------------------------------------------------------------------------- */
 
 static void affine_print(const Affine *affine, const char *const *value_names, Text *out) {
     bool first = true;
@@ -217,7 +219,8 @@ static void print_region(const Printer *printer, const Region *region, int depth
             print_operands(printer, instruction);
             text_puts(printer->out, "\n");
         } else if (instruction->kind == KERNEL_LOCAL) {
-            text_printf(printer->out, "local %s\n", printer->names.buffers[instruction->buffer]);
+            text_printf(printer->out, "local %s\n",
+                        printer->names.buffers[instruction->buffer]);
         } else {
             text_printf(printer->out, "%s = ", printer->names.values[id]);
             print_value(printer, instruction);
@@ -255,7 +258,8 @@ uint64_t kernel_hash(Kernel *kernel) {
     return hash_bytes(text, strlen(text), 0);
 }
 
-/* ---- work ------------------------------------------------------------------------------------- */
+/* ---- work
+ * ------------------------------------------------------------------------------------- */
 
 /* What an operation costs beside an addition of vectors, roughly. */
 static double op_cost(const Instruction *instruction) {
@@ -330,11 +334,12 @@ double kernel_traffic(const Kernel *kernel) {
     return bytes;
 }
 
-/* ---- verification ------------------------------------------------------------------------------ */
+/* ---- verification
+ * ------------------------------------------------------------------------------ */
 
 typedef struct Verifier {
     const Kernel *kernel;
-    bool *visible;          /* by value: defined, and in scope */
+    bool *visible; /* by value: defined, and in scope */
     const char *fault;
     const Instruction *at_fault;
 } Verifier;
@@ -364,8 +369,8 @@ static int64_t term_stride(const Affine *affine, ValueId value) {
     return 0;
 }
 
-/* Whether the address lies in [0, elements) for all indices.  The terms of a tile and of the loop
- * that it is a tile of are one when they go through memory as one. */
+/* Whether the address lies in [0, elements) for all indices.  The terms of a tile and of the
+ * loop that it is a tile of are one when they go through memory as one. */
 static bool in_range(const Kernel *kernel, const Affine *affine, int64_t elements) {
     int64_t low = affine->base, high = affine->base;
     for (int i = 0; i < affine->term_count; i++) {
@@ -443,9 +448,8 @@ static void verify_loop(Verifier *verifier, ValueId id, const Loop *around) {
 static void verify_instruction(Verifier *verifier, const Instruction *instruction,
                                const Loop *around) {
     for (int i = 0; i < instruction->input_count; i++)
-        if (instruction->inputs[i] >= 0
-                ? !verifier->visible[instruction->inputs[i]]
-                : instruction->kind != KERNEL_RANDOM)
+        if (instruction->inputs[i] >= 0 ? !verifier->visible[instruction->inputs[i]]
+                                        : instruction->kind != KERNEL_RANDOM)
             fail(verifier, instruction, "an operand that is out of scope");
     verify_affine(verifier, instruction, &instruction->at);
     verify_affine(verifier, instruction, &instruction->sample);

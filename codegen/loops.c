@@ -4,9 +4,9 @@
  *
  *     parallel b < 8 { parallel s < 256 { lanes d < 512 { load x[131072 b + 512 s + d] … } } }
  *
- * Where every address goes through two neighbouring loops as through one, they become one, so that
- * an element-wise kernel is one loop over memory however many axes it has; that one is then cut in
- * parallel tiles:
+ * Where every address goes through two neighbouring loops as through one, they become one, so
+ * that an element-wise kernel is one loop over memory however many axes it has; that one is
+ * then cut in parallel tiles:
  *
  *     parallel t < 128 { lanes i < 8192 { load x[8192 t + i] … } }
  */
@@ -19,7 +19,8 @@ static Instruction *at(const Kernel *kernel, ValueId id) {
     return &kernel->instructions.data[id];
 }
 
-/* ---- values that nothing uses ------------------------------------------------------------------ */
+/* ---- values that nothing uses
+ * ------------------------------------------------------------------ */
 
 static bool has_effect(const Kernel *kernel, const Instruction *instruction) {
     if (instruction->kind != KERNEL_LOOP)
@@ -35,8 +36,8 @@ static void mark_affine(bool *used, const Affine *affine) {
         used[affine->terms[i].value] = true;
 }
 
-/* Marks what the instructions of a region use, from the last to the first; a loop is needed when
- * something in it is. */
+/* Marks what the instructions of a region use, from the last to the first; a loop is needed
+ * when something in it is. */
 static bool mark_used(const Kernel *kernel, const Region *region, bool *used) {
     bool needed = false;
     for (int64_t i = region->count - 1; i >= 0; i--) {
@@ -83,7 +84,8 @@ static void drop_unused(Kernel *kernel, bool *used) {
         used[id] |= at(kernel, id)->kind == KERNEL_STORE;
 }
 
-/* ---- addresses --------------------------------------------------------------------------------- */
+/* ---- addresses
+ * --------------------------------------------------------------------------------- */
 
 /* Calls `visit` for every address of the instructions that are in the kernel. */
 typedef void VisitAffine(Kernel *kernel, Affine *affine, void *context);
@@ -124,14 +126,15 @@ static void add_term(Kernel *kernel, Affine *affine, ValueId value, int64_t stri
     affine->term_count++;
 }
 
-/* ---- digits ------------------------------------------------------------------------------------ */
+/* ---- digits
+ * ------------------------------------------------------------------------------------ */
 
 static bool is_digit_of(const Instruction *value, const Affine *position) {
     return value->kind == KERNEL_DIGIT && affine_equal(&value->at, position);
 }
 
-/* The stride s such that the address goes through the digits of a position as s * position; 0: no
- * such. */
+/* The stride s such that the address goes through the digits of a position as s * position; 0:
+ * no such. */
 static int64_t linear_stride(const Kernel *kernel, const Affine *affine,
                              const Instruction *first) {
     int64_t stride = 0, covered = 1;
@@ -152,21 +155,22 @@ static void fold_digits(Kernel *kernel, Affine *affine, void *unused) {
     (void)unused;
     for (int i = 0; i < affine->term_count; i++) {
         const Instruction *digit = at(kernel, affine->terms[i].value);
-        int64_t stride =
-            digit->kind == KERNEL_DIGIT ? linear_stride(kernel, affine, digit) : 0;
+        int64_t stride = digit->kind == KERNEL_DIGIT ? linear_stride(kernel, affine, digit) : 0;
         if (!stride)
             continue;
         for (int j = affine->term_count - 1; j >= 0; j--)
             if (is_digit_of(at(kernel, affine->terms[j].value), &digit->at))
                 drop_term(affine, affine->terms[j].value);
         for (int j = 0; j < digit->at.term_count; j++)
-            add_term(kernel, affine, digit->at.terms[j].value, stride * digit->at.terms[j].stride);
+            add_term(kernel, affine, digit->at.terms[j].value,
+                     stride * digit->at.terms[j].stride);
         affine->base += stride * digit->at.base;
         i = -1; /* the address has changed */
     }
 }
 
-/* ---- merging ------------------------------------------------------------------------------------ */
+/* ---- merging
+ * ------------------------------------------------------------------------------------ */
 
 typedef struct Pair {
     ValueId outer, inner;
@@ -177,7 +181,8 @@ typedef struct Pair {
 static void check_pair(Kernel *kernel, Affine *affine, void *context) {
     (void)kernel;
     Pair *pair = context;
-    pair->one &= stride_of(affine, pair->outer) == pair->extent * stride_of(affine, pair->inner);
+    pair->one &=
+        stride_of(affine, pair->outer) == pair->extent * stride_of(affine, pair->inner);
 }
 
 static void forget_outer(Kernel *kernel, Affine *affine, void *context) {
@@ -239,7 +244,8 @@ static void merge_loops(Kernel *kernel, bool *used, Region *region) {
     }
 }
 
-/* ---- tiling ------------------------------------------------------------------------------------- */
+/* ---- tiling
+ * ------------------------------------------------------------------------------------- */
 
 typedef struct Tiling {
     ValueId tile, lanes;
@@ -252,8 +258,8 @@ static void tile_affine(Kernel *kernel, Affine *affine, void *context) {
         add_term(kernel, affine, tiling->tile, stride * TILE_LANES);
 }
 
-/* Puts a parallel loop over tiles around what is in `region` from `place` on (a lanes loop, last,
- * and values that it uses). */
+/* Puts a parallel loop over tiles around what is in `region` from `place` on (a lanes loop,
+ * last, and values that it uses). */
 static void tile_lanes(Kernel *kernel, bool **used, Region *region, int64_t place) {
     ValueId lanes_id = region->data[region->count - 1], tile_id;
     Loop *tile = arena_alloc(kernel->arena, sizeof *tile);
@@ -262,10 +268,9 @@ static void tile_lanes(Kernel *kernel, bool **used, Region *region, int64_t plac
                    .extent = (lanes->extent + TILE_LANES - 1) / TILE_LANES,
                    .tile_of = -1};
     tile_id = (ValueId)kernel->instructions.count;
-    array_push(&kernel->instructions, ((Instruction){.kind = KERNEL_LOOP,
-                                                     .dtype = TYPE_I32,
-                                                     .loop = tile,
-                                                     .name = "tile"}));
+    array_push(
+        &kernel->instructions,
+        ((Instruction){.kind = KERNEL_LOOP, .dtype = TYPE_I32, .loop = tile, .name = "tile"}));
     *used = checked_realloc(*used, (size_t)kernel->instructions.count * sizeof **used);
     (*used)[tile_id] = true;
     Tiling tiling = {tile_id, lanes_id};

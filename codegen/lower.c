@@ -1,26 +1,26 @@
 /* codegen/lower.c: a group of nodes -> a kernel.
  *
- * What a group does is compute its stores; all else is evaluated on demand, at an environment that
- * gives each axis of a node a position: an affine expression of loop indices.  Views change the
- * environment, not data.  For softmax(x; T) over rows [B,S] the row schedule gives
+ * What a group does is compute its stores; all else is evaluated on demand, at an environment
+ * that gives each axis of a node a position: an affine expression of loop indices.  Views
+ * change the environment, not data.  For softmax(x; T) over rows [B,S] the row schedule gives
  *
  *     parallel b_s < 2048 {
  *       lanes t < 256 { x = load in_x[256 b_s + t]    largest = reduce max x }
- *       lanes t < 256 { … weight = exp …   total = reduce sum weight   local_weight[t] = weight }
- *       lanes t < 256 { … out_p[256 b_s + t] = local_weight[t] / total }
+ *       lanes t < 256 { … weight = exp …   total = reduce sum weight   local_weight[t] = weight
+ * } lanes t < 256 { … out_p[256 b_s + t] = local_weight[t] / total }
  *     }
  */
 #include "codegen/codegen.h"
 
 #include <math.h>
 
-enum { ROW_BUFFER = 16384 };       /* longest row whose dear values are kept: 64 KiB of stack */
-enum { FEW_ROWS = 64 };            /* fewer long rows than this are cut in blocks */
-enum { MOST_BLOCKS = 1024 };       /* rows of more blocks are always cut */
-enum { MIN_CHUNK = 64 };           /* summed positions of a chunk, at least */
+enum { ROW_BUFFER = 16384 }; /* longest row whose dear values are kept: 64 KiB of stack */
+enum { FEW_ROWS = 64 };      /* fewer long rows than this are cut in blocks */
+enum { MOST_BLOCKS = 1024 }; /* rows of more blocks are always cut */
+enum { MIN_CHUNK = 64 };     /* summed positions of a chunk, at least */
 enum { MAX_CHUNKS = 64 };
-enum { COLUMN_BLOCK = 1024 };      /* columns that a worker sums at a time */
-enum { SCATTER_BLOCK = 128 };      /* kept elements that a worker owns */
+enum { COLUMN_BLOCK = 1024 }; /* columns that a worker sums at a time */
+enum { SCATTER_BLOCK = 128 }; /* kept elements that a worker owns */
 enum { INFO_BUCKETS = 512 };
 
 /* A value that was computed at an environment. */
@@ -35,23 +35,23 @@ typedef struct NodeInfo {
     NodeId node;
     struct NodeInfo *next_in_bucket;
     Evaluated *evaluated;
-    int level;           /* the reductions of the group below it, in depth; -1: not known yet */
-    ValueId in_sweep;    /* its value in the sweep that made it first; -1 */
-    ValueId sweep;       /* that sweep */
-    BufferId kept;       /* where that is kept for later sweeps; -1 */
-    bool in_memory;      /* an earlier sweep has stored it in its own memory */
-    ValueId reduced;     /* a reduction's result, where it is done; -1 */
-    BufferId results;    /* where results of a reduction are in scratch memory; -1 */
+    int level;        /* the reductions of the group below it, in depth; -1: not known yet */
+    ValueId in_sweep; /* its value in the sweep that made it first; -1 */
+    ValueId sweep;    /* that sweep */
+    BufferId kept;    /* where that is kept for later sweeps; -1 */
+    bool in_memory;   /* an earlier sweep has stored it in its own memory */
+    ValueId reduced;  /* a reduction's result, where it is done; -1 */
+    BufferId results; /* where results of a reduction are in scratch memory; -1 */
 } NodeInfo;
 
 /* A place that a computed value is stored to. */
 typedef struct Store {
-    NodeId node;     /* the value; of a stack: the part */
-    View view;       /* of the destination, by the axes of `node` */
+    NodeId node; /* the value; of a stack: the part */
+    View view;   /* of the destination, by the axes of `node` */
     BufferId buffer;
     bool add;
     int level;
-    bool inner;      /* has the inner axes */
+    bool inner; /* has the inner axes */
 } Store;
 
 typedef struct Lowering {
@@ -64,15 +64,15 @@ typedef struct Lowering {
     ARRAY(KernelOperand) operands;
     ARRAY(BufferId) operand_buffers;
     ARRAY(NodeId) scalars;
-    ARRAY(Affine) positions;       /* all that were met, each once */
+    ARRAY(Affine) positions; /* all that were met, each once */
     ARRAY(Store) stores;
     ARRAY(NodeId) reductions;
     /* Where the axes of the group are, in the nest that is open: indices in `positions`. */
     int axis_count;
     AxisId axes[2 * MAX_AXES];
     int32_t axis_positions[2 * MAX_AXES];
-    ValueId sweep;      /* the sweep over a row's inner axes that is open; -1 */
-    bool keeps;         /* dear values of one sweep are kept for the next */
+    ValueId sweep;       /* the sweep over a row's inner axes that is open; -1 */
+    bool keeps;          /* dear values of one sweep are kept for the next */
     int64_t inner, rows; /* elements */
     NodeInfo *buckets[INFO_BUCKETS];
 } Lowering;
@@ -102,7 +102,8 @@ static NodeInfo *info_of(Lowering *l, NodeId node) {
     return info;
 }
 
-/* ---- names -------------------------------------------------------------------------------------- */
+/* ---- names
+ * -------------------------------------------------------------------------------------- */
 
 /* The name of a value or of what it is the adjoint of; NULL where there is none. */
 static const char *value_name(const Lowering *l, NodeId id) {
@@ -163,7 +164,8 @@ static const char *group_label(const Lowering *l, NodeId id) {
     return label;
 }
 
-/* ---- operands ------------------------------------------------------------------------------------ */
+/* ---- operands
+ * ------------------------------------------------------------------------------------ */
 
 static BufferId new_argument(Lowering *l, KernelOperand operand, Buffer buffer) {
     buffer.argument = l->builder.kernel->argument_count++;
@@ -190,8 +192,7 @@ static BufferId node_buffer(Lowering *l, NodeId id) {
                     (Buffer){.dtype = node->type.dtype,
                              .elements = type_elements(l->module, node->type),
                              .name = name ? name : op_info[node->op].name,
-                             .shape =
-                                 shape_text(l, placement->order, placement->order_count)});
+                             .shape = shape_text(l, placement->order, placement->order_count)});
 }
 
 static BufferId state_buffer(Lowering *l, StateId id) {
@@ -218,7 +219,8 @@ static BufferId input_buffer(Lowering *l, int32_t number) {
                  .shape = shape_text(l, input->axes, input->axis_count)});
 }
 
-static BufferId scratch_buffer(Lowering *l, DataType dtype, int64_t elements, const char *name) {
+static BufferId scratch_buffer(Lowering *l, DataType dtype, int64_t elements,
+                               const char *name) {
     return new_argument(l, (KernelOperand){.kind = OPERAND_SCRATCH},
                         (Buffer){.dtype = dtype, .elements = elements, .name = name});
 }
@@ -247,7 +249,8 @@ static ValueId runtime_scalar(Lowering *l, const char *name) {
     return emit_constant(&l->builder, TYPE_F64, 0);
 }
 
-/* ---- positions ----------------------------------------------------------------------------------- */
+/* ---- positions
+ * ----------------------------------------------------------------------------------- */
 
 static int32_t position_id(Lowering *l, Affine position) {
     for (int64_t i = 0; i < l->positions.count; i++)
@@ -305,8 +308,7 @@ static void place_linear(Lowering *l, const AxisId *axes, int count, Affine posi
         if (size == 1)
             place = affine_constant(0);
         else if (size < total)
-            place = affine_of(l->arena,
-                              emit_digit(&l->builder, position, total, within, size));
+            place = affine_of(l->arena, emit_digit(&l->builder, position, total, within, size));
         place_axis(l, axes[i], place);
         within *= size;
     }
@@ -328,11 +330,13 @@ static Affine at_axis(const Lowering *l, Type type, const int32_t *positions, Ax
 static Affine view_address(Lowering *l, const View *view, Type type, const int32_t *positions) {
     Affine address = affine_constant(view->base);
     for (int i = 0; i < view->count; i++)
-        address = plus(l, address, at_axis(l, type, positions, view->axes[i]), view->strides[i]);
+        address =
+            plus(l, address, at_axis(l, type, positions, view->axes[i]), view->strides[i]);
     return address;
 }
 
-/* ---- evaluation ---------------------------------------------------------------------------------- */
+/* ---- evaluation
+ * ---------------------------------------------------------------------------------- */
 
 static ValueId evaluate(Lowering *l, NodeId id, const int32_t *positions);
 
@@ -354,7 +358,8 @@ static bool is_loaded(const Lowering *l, NodeId id) {
 }
 
 /* Where an operand's axis is, given where the axes of a view of it are. */
-static Affine through_view(Lowering *l, const Node *view, const int32_t *positions, AxisId axis) {
+static Affine through_view(Lowering *l, const Node *view, const int32_t *positions,
+                           AxisId axis) {
     const Attr *attr = &view->attr;
     Affine place = affine_constant(0);
     switch (view->op) {
@@ -428,8 +433,8 @@ static ValueId evaluate_stack(Lowering *l, const Node *node, const int32_t *posi
     for (int i = 1; i < node->input_count; i++) {
         ValueId here = map2(l, OP_EQ, TYPE_BOOL, index, i32_constant(l, i));
         ValueId part = evaluate_aligned(l, node->inputs[i], node->type, positions);
-        value = emit_map(&l->builder, OP_WHERE, node->type.dtype, (ValueId[]){here, part, value},
-                         3, NULL);
+        value = emit_map(&l->builder, OP_WHERE, node->type.dtype,
+                         (ValueId[]){here, part, value}, 3, NULL);
     }
     return value;
 }
@@ -453,7 +458,8 @@ static ValueId load_view(Lowering *l, NodeId id, const int32_t *positions) {
     if (!view_of(l->function, id, &view))
         internal_error("node %d of %s is not a view of memory", id, l->function->name);
     return emit_load(&l->builder, root_buffer(l, view.root),
-                     view_address(l, &view, node_of(l, id)->type, positions), value_name(l, id));
+                     view_address(l, &view, node_of(l, id)->type, positions),
+                     value_name(l, id));
 }
 
 static ValueId evaluate_gather(Lowering *l, const Node *node, const int32_t *positions) {
@@ -470,11 +476,12 @@ static ValueId evaluate_gather(Lowering *l, const Node *node, const int32_t *pos
     return load_view(l, table, places);
 }
 
-/* A scatter_add that sums nothing: each element has one value, in the row where its index says. */
+/* A scatter_add that sums nothing: each element has one value, in the row where its index says.
+ */
 static ValueId evaluate_placement(Lowering *l, const Node *node, const int32_t *positions) {
     INTERNAL_CHECK(node->attr.from_count == 0);
-    ValueId own = emit_index(
-        &l->builder, at_axis(l, node->type, positions, node->attr.to[0]), NULL);
+    ValueId own =
+        emit_index(&l->builder, at_axis(l, node->type, positions, node->attr.to[0]), NULL);
     ValueId index = evaluate_aligned(l, node->inputs[0], node->type, positions);
     ValueId here = map2(l, OP_EQ, TYPE_BOOL, own, index);
     ValueId value = evaluate_aligned(l, node->inputs[1], node->type, positions);
@@ -547,8 +554,17 @@ static ValueId compute(Lowering *l, NodeId id, const int32_t *positions) {
 /* Whether computing it again costs more than keeping it in a buffer that stays in cache. */
 static bool is_dear(const Node *node) {
     switch (node->op) {
-    case OP_EXP: case OP_LOG: case OP_SQRT: case OP_TANH: case OP_SIGMOID: case OP_ERF:
-    case OP_SIN: case OP_COS: case OP_DIV: case OP_RANDOM: case OP_GATHER:
+    case OP_EXP:
+    case OP_LOG:
+    case OP_SQRT:
+    case OP_TANH:
+    case OP_SIGMOID:
+    case OP_ERF:
+    case OP_SIN:
+    case OP_COS:
+    case OP_DIV:
+    case OP_RANDOM:
+    case OP_GATHER:
         return node->type.dtype == TYPE_F32;
     default:
         return false;
@@ -570,8 +586,8 @@ static ValueId recall(Lowering *l, NodeInfo *info, const int32_t *positions) {
         !is_dear(node))
         return -1;
     if (info->kept < 0)
-        info->kept = keep_value(&l->builder, info->in_sweep, affine_of(l->arena, info->sweep),
-                                l->inner);
+        info->kept =
+            keep_value(&l->builder, info->in_sweep, affine_of(l->arena, info->sweep), l->inner);
     return emit_load(&l->builder, info->kept, affine_of(l->arena, l->sweep), name);
 }
 
@@ -619,9 +635,11 @@ static ValueId evaluate_here(Lowering *l, NodeId id) {
     return evaluate(l, id, positions);
 }
 
-/* ---- stores ----------------------------------------------------------------------------------------- */
+/* ---- stores
+ * ----------------------------------------------------------------------------------------- */
 
-/* The depth of a value in the group's reductions: the number of the sweep that can compute it. */
+/* The depth of a value in the group's reductions: the number of the sweep that can compute it.
+ */
 static int level_of(Lowering *l, NodeId id) {
     const Node *node = node_of(l, id);
     NodeInfo *info = info_of(l, id);
@@ -723,10 +741,11 @@ static bool has_stores(const Lowering *l, int level, bool inner) {
     return false;
 }
 
-/* ---- nests ------------------------------------------------------------------------------------------ */
+/* ---- nests
+ * ------------------------------------------------------------------------------------------ */
 
-/* Opens a nest over axes, slowest first, and then over `more` loops; what has one position needs no
- * loop.  False when that leaves none.  `indices` gets the values of `more`, or -1. */
+/* Opens a nest over axes, slowest first, and then over `more` loops; what has one position
+ * needs no loop.  False when that leaves none.  `indices` gets the values of `more`, or -1. */
 static bool open_nest(Lowering *l, LoopKind kind, const AxisId *axes, int count,
                       const LoopShape *more, int more_count, ValueId *indices) {
     LoopShape shapes[2 * MAX_AXES];
@@ -760,7 +779,8 @@ static void close_nest(Lowering *l, bool opened) {
         close_loops(&l->builder);
 }
 
-/* A loop of lanes over one of `blocks` blocks of `total` positions; its position in the whole. */
+/* A loop of lanes over one of `blocks` blocks of `total` positions; its position in the whole.
+ */
 typedef struct Lanes {
     ValueId loop;
     Affine position;
@@ -781,7 +801,9 @@ static int64_t blocks_of(int64_t total, int64_t block) {
     return (total + block - 1) / block;
 }
 
-/* ---- flat ------------------------------------------------------------------------------------------- */
+/* ---- flat
+ * -------------------------------------------------------------------------------------------
+ */
 
 static void lower_flat(Lowering *l) {
     const Group *group = l->group;
@@ -790,14 +812,16 @@ static void lower_flat(Lowering *l) {
         last--;
     int outer = last < 0 ? 0 : last;
     bool parallel = open_nest(l, LOOP_PARALLEL, group->rows, outer, NULL, 0, NULL);
-    bool lanes = open_nest(l, LOOP_LANES, group->rows + outer, group->row_count - outer, NULL, 0,
-                           NULL);
+    bool lanes =
+        open_nest(l, LOOP_LANES, group->rows + outer, group->row_count - outer, NULL, 0, NULL);
     emit_stores(l, -1, false);
     close_nest(l, lanes);
     close_nest(l, parallel);
 }
 
-/* ---- rows ------------------------------------------------------------------------------------------- */
+/* ---- rows
+ * -------------------------------------------------------------------------------------------
+ */
 
 static const char *inner_name(const Lowering *l) {
     return l->group->inner_count == 1 ? l->module->axes.data[l->group->inner[0]].name : "inner";
@@ -810,8 +834,8 @@ static bool sweep_has_reductions(Lowering *l, int level) {
     return false;
 }
 
-/* What a sweep does in its loop: terms of its level's reductions and stores.  `results` gets the
- * reductions, by their place in l->reductions. */
+/* What a sweep does in its loop: terms of its level's reductions and stores.  `results` gets
+ * the reductions, by their place in l->reductions. */
 static void emit_sweep(Lowering *l, int level, ValueId *results) {
     for (int64_t i = 0; i < l->reductions.count; i++) {
         NodeId id = l->reductions.data[i];
@@ -888,10 +912,9 @@ static void combine_partials(Lowering *l, int level, const BufferId *partials, i
         DataType dtype = node_of(l, id)->type.dtype;
         Affine row = row_number(l);
         Lanes lanes = open_lanes(l, blocks, 0, -1, "block");
-        ValueId term = emit_load(&l->builder, partials[i], plus(l, lanes.position, row, blocks),
-                                 NULL);
-        ValueId result =
-            emit_reduce(&l->builder, node_of(l, id)->op, term, value_name(l, id));
+        ValueId term =
+            emit_load(&l->builder, partials[i], plus(l, lanes.position, row, blocks), NULL);
+        ValueId result = emit_reduce(&l->builder, node_of(l, id)->op, term, value_name(l, id));
         close_loops(&l->builder);
         NodeInfo *info = info_of(l, id);
         info->results = scratch_buffer(l, dtype, l->rows, "result");
@@ -954,12 +977,13 @@ static void lower_rows(Lowering *l) {
         lower_short_rows(l, levels);
 }
 
-/* ---- columns ---------------------------------------------------------------------------------------- */
+/* ---- columns
+ * ---------------------------------------------------------------------------------------- */
 
-/* A worker of a column or scatter kernel owns a block of the fastest kept axis, at one position of
- * the others. */
+/* A worker of a column or scatter kernel owns a block of the fastest kept axis, at one position
+ * of the others. */
 typedef struct Columns {
-    int outer_count;      /* the other axes */
+    int outer_count; /* the other axes */
     AxisId outer[MAX_AXES], last;
     int64_t width, block; /* positions of the last axis, and of a block of it */
     ValueId block_loop;   /* -1: one block */
@@ -999,18 +1023,19 @@ static Lanes open_columns(Lowering *l, const Columns *columns) {
 
 static ValueId start_of(Lowering *l, const Node *reduction) {
     double sum = 0, max = reduction->type.dtype == TYPE_I32 ? INT32_MIN : -INFINITY;
-    return emit_constant(&l->builder, reduction->type.dtype, reduction->op == OP_SUM ? sum : max);
+    return emit_constant(&l->builder, reduction->type.dtype,
+                         reduction->op == OP_SUM ? sum : max);
 }
 
 /* A local array of a block's columns for each reduction, at its start. */
 static BufferId *start_columns(Lowering *l, const Columns *columns, const char *name) {
     BufferId *sums = arena_alloc_array(l->arena, (size_t)l->reductions.count, sizeof *sums);
     for (int64_t i = 0; i < l->reductions.count; i++) {
-        sums[i] = build_buffer(
-            &l->builder, (Buffer){.dtype = node_of(l, l->reductions.data[i])->type.dtype,
-                                  .elements = columns->block,
-                                  .argument = -1,
-                                  .name = name});
+        sums[i] = build_buffer(&l->builder,
+                               (Buffer){.dtype = node_of(l, l->reductions.data[i])->type.dtype,
+                                        .elements = columns->block,
+                                        .argument = -1,
+                                        .name = name});
         emit_local(&l->builder, sums[i]);
     }
     return sums;
@@ -1107,7 +1132,8 @@ static void lower_wide_columns(Lowering *l, Columns columns, Chunks chunks) {
     close_nest(l, nest);
 }
 
-/* A nest over chunks and columns leaves partial sums, [chunk][column]; another combines them. */
+/* A nest over chunks and columns leaves partial sums, [chunk][column]; another combines them.
+ */
 static void lower_tall_columns(Lowering *l, Columns columns, Chunks chunks) {
     BufferId *partials =
         arena_alloc_array(l->arena, (size_t)l->reductions.count, sizeof *partials);
@@ -1138,7 +1164,8 @@ static void lower_tall_columns(Lowering *l, Columns columns, Chunks chunks) {
     lanes = open_columns(l, &columns);
     partial = plus(l, row_number(l), affine_of(l->arena, chunks.loop), l->rows);
     for (int64_t i = 0; i < l->reductions.count; i++)
-        take_in(l, i, totals[i], lanes.loop, emit_load(&l->builder, partials[i], partial, NULL));
+        take_in(l, i, totals[i], lanes.loop,
+                emit_load(&l->builder, partials[i], partial, NULL));
     close_loops(&l->builder);
     close_loops(&l->builder);
     finish_columns(l, &columns, totals);
@@ -1156,7 +1183,8 @@ static void lower_columns(Lowering *l) {
         lower_tall_columns(l, columns, chunks);
 }
 
-/* ---- scatter ---------------------------------------------------------------------------------------- */
+/* ---- scatter
+ * ---------------------------------------------------------------------------------------- */
 
 /* A loop over all of a buffer, in memory order. */
 static Affine open_memory(Lowering *l, int64_t elements) {
@@ -1207,7 +1235,8 @@ static void add_rows(Lowering *l, const Store *store) {
     close_nest(l, nest);
 }
 
-/* Where the result goes to several places, the first is made and the others take it from there. */
+/* Where the result goes to several places, the first is made and the others take it from there.
+ */
 static void copy_memory(Lowering *l, const Store *from, const Store *to) {
     Type type = node_of(l, to->node)->type;
     Affine element = open_memory(l, type_elements(l->module, type));
@@ -1229,7 +1258,8 @@ static void lower_scatter(Lowering *l) {
         copy_memory(l, first, &l->stores.data[i]);
 }
 
-/* ---- groups ----------------------------------------------------------------------------------------- */
+/* ---- groups
+ * ----------------------------------------------------------------------------------------- */
 
 GroupIndex group_index(const Function *function, Arena *arena) {
     int64_t groups = function->groups.count;
@@ -1259,7 +1289,8 @@ GroupIndex group_index(const Function *function, Arena *arena) {
     /* begin[g + 1] is where the next member of g goes, and in the end where g ends. */
     for (NodeId id = 0; id < function->nodes.count; id++)
         if (node_at(function, id)->placement.group >= 0)
-            index.members[index.member_begin[node_at(function, id)->placement.group + 1]++] = id;
+            index.members[index.member_begin[node_at(function, id)->placement.group + 1]++] =
+                id;
     for (int32_t i = 0; i < function->writes.count; i++)
         if (write_group[i] >= 0)
             index.writes[index.write_begin[write_group[i] + 1]++] = i;

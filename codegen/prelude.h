@@ -1,13 +1,13 @@
-/* codegen/prelude.h: what generated kernels call, and all that they call.  It stands at the head of
- * every generated text.  No libm: the functions are polynomials with selects for the special
- * values, so that a kernel gives the same bits wherever it runs and compilers vectorize it.
- * Written in the part of C that is also CUDA C.  Errors are measured against double precision by
- * tests/test_prelude.c, which also writes them to docs/accuracy.md. */
+/* codegen/prelude.h: what generated kernels call, and all that they call.  It stands at the
+ * head of every generated text.  No libm: the functions are polynomials with selects for the
+ * special values, so that a kernel gives the same bits wherever it runs and compilers vectorize
+ * it. Written in the part of C that is also CUDA C.  Errors are measured against double
+ * precision by tests/test_prelude.c, which also writes them to docs/accuracy.md. */
 #include <stdbool.h>
 #include <stdint.h>
 
 #define COLAC_FUNCTION static inline __attribute__((always_inline, unused))
-#define COLAC_ALIGNED _Alignas(64)
+#define COLAC_ALIGNED  _Alignas(64)
 
 /* Elements in memory.  A result may take the place of an operand of another type. */
 typedef uint8_t bool_memory;
@@ -15,9 +15,10 @@ typedef int32_t __attribute__((may_alias)) i32_memory;
 typedef uint16_t __attribute__((may_alias)) bf16_memory;
 typedef float __attribute__((may_alias)) f32_memory;
 
-/* ---- bits and selects ----------------------------------------------------------------------- */
+/* ---- bits and selects -----------------------------------------------------------------------
+ */
 #define COLAC_INFINITY __builtin_inff()
-#define COLAC_NAN __builtin_nanf("")
+#define COLAC_NAN      __builtin_nanf("")
 
 COLAC_FUNCTION uint32_t f32_bits(float x) {
     union {
@@ -57,14 +58,16 @@ COLAC_FUNCTION float f32_with_sign(float x, float y) {
     return f32_from_bits((f32_bits(x) & 0x7FFFFFFFu) | (f32_bits(y) & 0x80000000u));
 }
 
-/* The remainder of the floored quotient: it has the divisor's sign.  Exact while |a / b| < 2^24. */
+/* The remainder of the floored quotient: it has the divisor's sign.  Exact while |a / b| <
+ * 2^24. */
 COLAC_FUNCTION float f32_mod(float a, float b) {
     float remainder = f32_fma(-f32_floor(a / b), b, a);
     /* The quotient may have been rounded up to an integer. */
     return remainder != 0 && (remainder < 0) != (b < 0) ? remainder + b : remainder;
 }
 
-/* ---- exp, log ------------------------------------------------------------------------------- */
+/* ---- exp, log -------------------------------------------------------------------------------
+ */
 
 /* 2^n for n in [-126, 127]. */
 COLAC_FUNCTION float f32_power_of_two(int32_t n) {
@@ -119,7 +122,8 @@ COLAC_FUNCTION float f32_log(float x) {
     return x >= 0.0f ? y : COLAC_NAN;
 }
 
-/* ---- tanh, sigmoid, erf --------------------------------------------------------------------- */
+/* ---- tanh, sigmoid, erf ---------------------------------------------------------------------
+ */
 
 /* Hyperbolic tangent.  1.4 ulp. */
 COLAC_FUNCTION float f32_tanh(float x) {
@@ -131,7 +135,7 @@ COLAC_FUNCTION float f32_tanh(float x) {
     p = f32_fma(p, square, -0x1.555532p-2f);
     float small = f32_fma(p * square, x, x);
     float large = 1.0f - 2.0f / (f32_exp(2.0f * size) + 1.0f);
-    return size < 0.625f ? small : f32_with_sign(large, x);
+    return f32_with_sign(size < 0.625f ? small : large, x);
 }
 
 /* 1 / (1 + e^-x), without overflow.  2.3 ulp. */
@@ -151,7 +155,8 @@ COLAC_FUNCTION float f32_erf(float x) {
     p = f32_fma(p, square, -0x1.812742p-2f);
     p = f32_fma(p, square, 0x1.06eba8p-3f);
     float small = f32_fma(p, x, x);
-    /* 1 - erfc, where log(erfc(t)) / t is a polynomial in t up to 3.95; from there on it is 1. */
+    /* 1 - erfc, where log(erfc(t)) / t is a polynomial in t up to 3.95; from there on it is 1.
+     */
     float t = size > 3.95f ? 3.95f : size;
     float q = -0x1.78e110p-17f;
     q = f32_fma(q, t, 0x1.527d74p-12f);
@@ -165,7 +170,8 @@ COLAC_FUNCTION float f32_erf(float x) {
     return x == x ? y : x;
 }
 
-/* ---- sin, cos ------------------------------------------------------------------------------- */
+/* ---- sin, cos -------------------------------------------------------------------------------
+ */
 
 /* The part of sin and cos that they share: x = n pi/2 + r, |r| <= pi/4; sine of r + quarters *
  * pi/2.  pi/2 stands in three parts. */
@@ -191,16 +197,18 @@ COLAC_FUNCTION float f32_sin_quarters(float x, uint32_t quarters) {
     return f32_fabs(x) < COLAC_INFINITY ? y : COLAC_NAN;
 }
 
-/* Sine and cosine.  1.6 ulp for |x| <= 10^4; past 10^6 the argument is no longer reduced well. */
+/* Sine and cosine.  1.6 ulp for |x| <= 10^4; past 10^6 the argument is no longer reduced well.
+ */
 COLAC_FUNCTION float f32_sin(float x) {
-    return f32_sin_quarters(x, 0);
+    return x == 0.0f ? x : f32_sin_quarters(x, 0); /* -0 stays */
 }
 
 COLAC_FUNCTION float f32_cos(float x) {
     return f32_sin_quarters(x, 1);
 }
 
-/* ---- integers: two's complement, without undefined cases ------------------------------------- */
+/* ---- integers: two's complement, without undefined cases
+ * ------------------------------------- */
 
 COLAC_FUNCTION int32_t i32_neg(int32_t a) {
     return (int32_t)(0u - (uint32_t)a);
@@ -248,7 +256,8 @@ COLAC_FUNCTION int32_t i32_from_f32(float a) {
     return a < -0x1p+31f ? INT32_MIN : whole;
 }
 
-/* ---- bf16, in memory; in kernels a float that a bf16 holds ------------------------------------ */
+/* ---- bf16, in memory; in kernels a float that a bf16 holds
+ * ------------------------------------ */
 
 /* To nearest, ties to even. */
 COLAC_FUNCTION uint16_t bf16_bits(float x) {
@@ -265,7 +274,8 @@ COLAC_FUNCTION float bf16_round(float x) {
     return bf16_float(bf16_bits(x));
 }
 
-/* ---- random numbers -------------------------------------------------------------------------- */
+/* ---- random numbers
+ * -------------------------------------------------------------------------- */
 
 /* The key of Philox for a seed and a site: 64 bits of both. */
 COLAC_FUNCTION uint64_t random_key(double seed, uint64_t site) {
@@ -292,33 +302,34 @@ COLAC_FUNCTION float f32_random(uint64_t key, uint32_t step, uint64_t sample, ui
     return (float)(c0 >> 8) * 0x1p-24f;
 }
 
-/* ---- reductions ------------------------------------------------------------------------------- */
+/* ---- reductions
+ * ------------------------------------------------------------------------------- */
 
-/* The halving tree over `width` lanes, a power of two: lane j takes in lane j + w.  `take_in` is
- * the meaning of `x takes in y`; the array is used up.  The fixed-order reduction of n terms in
- * memory: lanes in turn, then the tree. */
-#define COLAC_REDUCTION(type, name, start, take_in)                                              \
-    COLAC_FUNCTION type type##_##name##_tree(type *lanes, int width) {                           \
-        for (int w = width / 2; w >= 1; w /= 2) {                                                \
-            _Pragma("omp simd") for (int j = 0; j < w; j++) {                                    \
-                const type x = lanes[j], y = lanes[j + w];                                       \
-                lanes[j] = take_in;                                                              \
-            }                                                                                    \
-        }                                                                                        \
-        return lanes[0];                                                                         \
-    }                                                                                            \
-    COLAC_FUNCTION type type##_##name##_terms(const type *terms, int n) {                        \
-        type lanes[128];                                                                         \
-        for (int j = 0; j < 128; j++)                                                            \
-            lanes[j] = start;                                                                    \
-        for (int i = 0; i < n; i += 128) {                                                       \
-            const int count = n - i < 128 ? n - i : 128;                                         \
-            _Pragma("omp simd") for (int j = 0; j < count; j++) {                                \
-                const type x = lanes[j], y = terms[i + j];                                       \
-                lanes[j] = take_in;                                                              \
-            }                                                                                    \
-        }                                                                                        \
-        return type##_##name##_tree(lanes, 128);                                                 \
+/* The halving tree over `width` lanes, a power of two: lane j takes in lane j + w.  `take_in`
+ * is the meaning of `x takes in y`; the array is used up.  The fixed-order reduction of n terms
+ * in memory: lanes in turn, then the tree. */
+#define COLAC_REDUCTION(type, name, start, take_in)                                            \
+    COLAC_FUNCTION type type##_##name##_tree(type *lanes, int width) {                         \
+        for (int w = width / 2; w >= 1; w /= 2) {                                              \
+            _Pragma("omp simd") for (int j = 0; j < w; j++) {                                  \
+                const type x = lanes[j], y = lanes[j + w];                                     \
+                lanes[j] = take_in;                                                            \
+            }                                                                                  \
+        }                                                                                      \
+        return lanes[0];                                                                       \
+    }                                                                                          \
+    COLAC_FUNCTION type type##_##name##_terms(const type *terms, int n) {                      \
+        type lanes[128];                                                                       \
+        for (int j = 0; j < 128; j++)                                                          \
+            lanes[j] = start;                                                                  \
+        for (int i = 0; i < n; i += 128) {                                                     \
+            const int count = n - i < 128 ? n - i : 128;                                       \
+            _Pragma("omp simd") for (int j = 0; j < count; j++) {                              \
+                const type x = lanes[j], y = terms[i + j];                                     \
+                lanes[j] = take_in;                                                            \
+            }                                                                                  \
+        }                                                                                      \
+        return type##_##name##_tree(lanes, 128);                                               \
     }
 
 typedef float f32;

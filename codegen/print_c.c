@@ -43,12 +43,15 @@ static void line(const CPrinter *p, const char *format, ...) {
     va_end(args);
 }
 
-/* ---- types and operands -------------------------------------------------------------------------- */
+/* ---- types and operands
+ * -------------------------------------------------------------------------- */
 
 static const char *value_type(DataType dtype) {
-    static const char *const types[] = {
-        [TYPE_BOOL] = "bool", [TYPE_I32] = "int32_t", [TYPE_BF16] = "float",
-        [TYPE_F32] = "float", [TYPE_F64] = "double"};
+    static const char *const types[] = {[TYPE_BOOL] = "bool",
+                                        [TYPE_I32] = "int32_t",
+                                        [TYPE_BF16] = "float",
+                                        [TYPE_F32] = "float",
+                                        [TYPE_F64] = "double"};
     return types[dtype];
 }
 
@@ -94,7 +97,8 @@ static void print_number(Text *out, DataType dtype, double number) {
         suffix = "";
     }
     bool plain = !strpbrk(digits, ".eI");
-    text_printf(out, signbit(number) ? "(%s%s%s)" : "%s%s%s", digits, plain ? ".0" : "", suffix);
+    text_printf(out, signbit(number) ? "(%s%s%s)" : "%s%s%s", digits, plain ? ".0" : "",
+                suffix);
 }
 
 static void print_operand(const CPrinter *p, ValueId id) {
@@ -135,7 +139,8 @@ static void print_element(const CPrinter *p, const Instruction *access) {
     text_puts(p->out, "]");
 }
 
-/* ---- values --------------------------------------------------------------------------------------- */
+/* ---- values
+ * --------------------------------------------------------------------------------------- */
 
 /* The op table's expression with operands for a, b, c and the prelude's functions. */
 static void print_table_expression(const CPrinter *p, const Instruction *map,
@@ -176,7 +181,13 @@ static void print_cast(const CPrinter *p, const Instruction *map) {
 /* Integers do not overflow, and their quotients are floored: by functions of the prelude. */
 static bool is_integer_function(const Instruction *map) {
     switch (map->op) {
-    case OP_NEG: case OP_ABS: case OP_SIGN: case OP_ADD: case OP_SUB: case OP_MUL: case OP_DIV:
+    case OP_NEG:
+    case OP_ABS:
+    case OP_SIGN:
+    case OP_ADD:
+    case OP_SUB:
+    case OP_MUL:
+    case OP_DIV:
     case OP_MOD:
         return map->dtype == TYPE_I32;
     default:
@@ -272,7 +283,8 @@ static void print_store(const CPrinter *p, const Instruction *store) {
     text_puts(p->out, narrows ? ");\n" : ";\n");
 }
 
-/* ---- loops ----------------------------------------------------------------------------------------- */
+/* ---- loops
+ * ----------------------------------------------------------------------------------------- */
 
 static void print_region(CPrinter *p, const Region *region);
 
@@ -348,7 +360,8 @@ static void print_plain_loop(CPrinter *p, ValueId id) {
     line(p, "}");
 }
 
-/* ---- reductions ------------------------------------------------------------------------------------- */
+/* ---- reductions
+ * ------------------------------------------------------------------------------------- */
 
 /* Of a loop with reductions: how many lanes are in use, a power of two. */
 static int lanes_width(const Loop *loop) {
@@ -388,8 +401,9 @@ static void print_take_in(const CPrinter *p, ValueId id) {
     if (r.reduce->op == OP_MAX)
         text_printf(p->out, "lanes_%s[lane] > ", r.name);
     else
-        text_printf(p->out, r.reduce->dtype == TYPE_I32 ? "i32_add(lanes_%s[lane], "
-                                                         : "lanes_%s[lane] + ",
+        text_printf(p->out,
+                    r.reduce->dtype == TYPE_I32 ? "i32_add(lanes_%s[lane], "
+                                                : "lanes_%s[lane] + ",
                     r.name);
     print_operand(p, r.reduce->inputs[0]);
     if (r.reduce->op == OP_MAX) {
@@ -439,14 +453,15 @@ static void print_lanes_loop(CPrinter *p, ValueId id, const char *base, const ch
 }
 
 /* The positions [begin, begin + count), whole groups of lanes and then the rest. */
-static void print_groups_of_lanes(CPrinter *p, ValueId id, const char *begin, const char *count) {
+static void print_groups_of_lanes(CPrinter *p, ValueId id, const char *begin,
+                                  const char *count) {
     Arena *arena = p->kernel->arena;
     char *end;
     long long known = strtoll(count, &end, 10);
     bool constant = *end == 0;
-    const char *whole = constant ? arena_printf(arena, "%lld", known - known % REDUCE_LANES)
-                                 : arena_printf(arena, "(%s - %s %% %d)", count, count,
-                                                REDUCE_LANES);
+    const char *whole =
+        constant ? arena_printf(arena, "%lld", known - known % REDUCE_LANES)
+                 : arena_printf(arena, "(%s - %s %% %d)", count, count, REDUCE_LANES);
     const char *rest = constant ? arena_printf(arena, "%lld", known % REDUCE_LANES)
                                 : arena_printf(arena, "%s %% %d", count, REDUCE_LANES);
     const char *plus = begin[0] ? " + " : "";
@@ -514,7 +529,8 @@ static void print_reduction_loop(CPrinter *p, ValueId id) {
     each_reduction(p, loop, finish_lanes);
 }
 
-/* ---- regions ------------------------------------------------------------------------------------------ */
+/* ---- regions
+ * ------------------------------------------------------------------------------------------ */
 
 static void print_instruction(CPrinter *p, ValueId id) {
     const Instruction *instruction = at(p, id);
