@@ -138,8 +138,8 @@ static bool reduced_axes(Expander *x, Frame *f, const Expr *e, Value value, Axis
                                      "has %s",
                                      excerpt(x, e->args->span), axis_name(x, axes->axes[i]),
                                      axes_text(x, type));
-            explain_missing(x, d, e->args, value, axes->axes[i]);
-            explain_axis(x, d, axes->axes[i]);
+            if (!explain_missing(x, d, e->args, value, axes->axes[i]))
+                explain_axis(x, d, axes->axes[i]);
             return false;
         }
     return true;
@@ -210,7 +210,8 @@ static bool want_summed(Expander *x, Frame *f, const Expr *e, const Expr *operan
             axis_name(x, axes->axes[i]), excerpt(x, operand->span), axes_text(x, type),
             excerpt(x, other->span), axes_text(x, other_type));
         explain_axis(x, d, axes->axes[i]);
-        explain_difference(x, d, other_type, operand, type);
+        AxisList want = {1, {axes->axes[i]}}, have = axes_only_in(type, other_type);
+        suggest_rename(x, d, &want, operand, &have);
         return false;
     }
     return true;
@@ -238,8 +239,13 @@ static Value apply_dot(Expander *x, Frame *f, const Expr *e, const Builtin *buil
     }
     if (!axes_of_args(x, f, e->groups->args, e->groups->arg_count, &axes) ||
         !want_summed(x, f, e, operands[0], a, operands[1], b_type, &axes) ||
-        !want_summed(x, f, e, operands[1], b_type, operands[0], a, &axes) ||
-        !union_affordable(x, f, e->span, a, b_type))
+        !want_summed(x, f, e, operands[1], b_type, operands[0], a, &axes))
+        return poison;
+    for (int i = 0; i < axes.count; i++) {
+        a = type_without(a, axes.axes[i]);
+        b_type = type_without(b_type, axes.axes[i]);
+    }
+    if (!union_affordable(x, f, e->span, a, b_type))
         return poison;
     NodeId left = float_node(x, f, operands[0]->span, values[0]);
     NodeId right = float_node(x, f, operands[1]->span, values[1]);

@@ -185,7 +185,8 @@ static const Item *find_model(Expander *x) {
     return model;
 }
 
-static void expand_model(Expander *x, const Item *model) {
+/* errors: how many there were before this text. */
+static void expand_model(Expander *x, const Item *model, int errors) {
     static const char *const scalars[] = {"step", "seed", "sample0"};
     x->function = module_function(x->module, "micro", COUNT_OF(scalars), scalars);
     Instance root = {.scope = 0, .path = ""};
@@ -200,7 +201,7 @@ static void expand_model(Expander *x, const Item *model) {
             complain(x, NULL, model->name.span, "model %s minimizes nothing", model->name.text);
         help(d, "end it with `minimize mean(…)`");
     }
-    if (x->module->inputs.count == 0 && !x->exhausted && model->body)
+    if (x->module->inputs.count == 0 && error_count(x) == errors)
         complain(x, NULL, model->name.span, "model %s has no input", model->name.text);
 }
 
@@ -335,7 +336,7 @@ static void compile(Expander *x) {
     apply_defines(x);
     settle_dims(x);
     settle_recipe(x);
-    expand_model(x, c->model);
+    expand_model(x, c->model, errors);
     note_sequences(c);
     if (error_count(x) > errors)
         return;

@@ -227,7 +227,7 @@ struct ParsedDefine {
 /* The value is an expression of the language: parsed as the declaration it would be. */
 static void parse_define(Expander *x, const Define *define) {
     Source *source = arena_alloc(x->arena, sizeof *source);
-    const char *text = arena_printf(x->arena, "dim %s = %s\n", define->name, define->value);
+    const char *text = arena_printf(x->arena, "dim %s = %s", define->name, define->value);
     *source = (Source){.name = "-D", .text = text, .length = strlen(text)};
     int errors = error_count(x);
     const Item *item = parse_source(source, x->arena, x->diagnostics);

@@ -23,7 +23,7 @@
 
 enum { MAX_DEPTH = 1000 };     /* of expressions and calls within each other */
 enum { MAX_SCOPE_DEPTH = 60 }; /* of block instances; a selector is matched in 64 bits */
-enum { MAX_STEPS = 30000000 }; /* expressions and statements evaluated for one model */
+enum { MAX_STEPS = 16000000 }; /* expressions and statements evaluated for one model */
 enum { AXIS_RESERVE = 1024 };  /* axes left to the passes */
 #define MAX_INTEGER (INT64_C(1) << 60)
 
@@ -208,6 +208,10 @@ const char *axis_name(const Expander *x, AxisId axis);
 int64_t axis_size(const Expander *x, AxisId axis);
 /* Two values whose axes do not agree: axes on one side only, and a rename that would help. */
 void explain_difference(Expander *x, Diagnostic *d, Type a, const Expr *b_expr, Type b);
+/* Suggests to rename one of `have`, axes of `e`, as one of `want` of the same size. */
+void suggest_rename(Expander *x, Diagnostic *d, const AxisList *want, const Expr *e,
+                    const AxisList *have);
+AxisList axes_only_in(Type a, Type b);
 
 /* ---- expand.c ------------------------------------------------------------------------------
  */
@@ -301,8 +305,8 @@ Value check_type(Expander *x, Frame *types, Frame *place, const TypeExpr *type, 
 NodeId float_node(Expander *x, Frame *f, Span span, Value value);
 /* The bound of an int: [0, below); 0 where none is known. */
 int64_t bound_of(Value value);
-/* Why `axis` is not in the value of `e`, as far as can be told. */
-void explain_missing(Expander *x, Diagnostic *d, const Expr *e, Value value, AxisId axis);
+/* Says why `axis` is not in the value of `e`, where that can be told. */
+bool explain_missing(Expander *x, Diagnostic *d, const Expr *e, Value value, AxisId axis);
 
 /* ---- expand_index.c ------------------------------------------------------------------------
  */

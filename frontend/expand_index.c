@@ -106,12 +106,12 @@ static Value apply_gather(Expander *x, Frame *f, const Expr *e, Value table, Val
     if (!want_axis(x, f, e, table, axis, span))
         return poison;
     if (index.below == 0 || index.below > rows) {
-        Diagnostic *d = complain(
-            x, f, index_expr->span,
-            index.below ? "%s reaches up to %" PRId64 ", and axis %s has %" PRId64 " positions"
-                        : "%s has no known bound (%" PRId64 "), and axis %s has %" PRId64
-                          " positions",
-            excerpt(x, index_expr->span), index.below - 1, axis_name(x, axis), rows);
+        const char *text = excerpt(x, index_expr->span);
+        Diagnostic *d = index.below ? complain(x, f, index_expr->span, "%s goes up to %" PRId64,
+                                               text, index.below - 1)
+                                    : complain(x, f, index_expr->span,
+                                               "nothing says how large %s gets", text);
+        note_at(d, span, "axis %s has positions 0 to %" PRId64, axis_name(x, axis), rows - 1);
         explain_axis(x, d, axis);
         help(d, "bound it: `(…) %% %s`", axis_name(x, axis));
         return poison;

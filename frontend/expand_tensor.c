@@ -446,10 +446,10 @@ static const Expr *call_at(const Expr *e, Span span) {
     return found;
 }
 
-void explain_missing(Expander *x, Diagnostic *d, const Expr *e, Value value, AxisId axis) {
+bool explain_missing(Expander *x, Diagnostic *d, const Expr *e, Value value, AxisId axis) {
     NodeId dot = value.kind == VALUE_TENSOR ? dot_behind(x, value.node) : -1;
     if (dot < 0)
-        return;
+        return false;
     const Node *n = node_at(x->function, dot);
     Type a = node_at(x->function, n->inputs[0])->type;
     Type b = node_at(x->function, n->inputs[1])->type;
@@ -468,8 +468,10 @@ void explain_missing(Expander *x, Diagnostic *d, const Expr *e, Value value, Axi
              "%.*s[%s as %s]`",
              axis_name(x, shared), (int)strlen(second) - 1, second, axis_name(x, shared),
              axis_name(x, axis));
-        return;
+        explain_axes(x, d, (AxisId[]){axis, shared}, 2);
+        return true;
     }
+    return false;
 }
 
 static Type annotated_type(const AxisList *axes) {
@@ -482,12 +484,9 @@ static Value complain_type(Expander *x, Frame *place, const TypeExpr *type, Type
                              excerpt(x, type->span), type->open ? " (any axes and these)" : "",
                              excerpt(x, e->span), axes_text(x, have));
     note_at(d, type->span, "the type is stated here");
-    bool helped = false;
     for (int i = 0; i < want.rank; i++)
-        if (!type_has(have, want.axes[i]) && !helped) {
-            explain_missing(x, d, e, value, want.axes[i]);
-            helped = true;
-        }
+        if (!type_has(have, want.axes[i]) && explain_missing(x, d, e, value, want.axes[i]))
+            return poison;
     explain_difference(x, d, want, e, have);
     return poison;
 }

@@ -166,12 +166,12 @@ void explain_names(Expander *x, Frame *f, Diagnostic *d, const Expr *e) {
 /* ---- two sides that do not agree ------------------------------------------------------------
  */
 
-static int axes_only_in(Type a, Type b, AxisId *only) {
-    int count = 0;
+AxisList axes_only_in(Type a, Type b) {
+    AxisList only = {0};
     for (int i = 0; i < a.rank; i++)
         if (!type_has(b, a.axes[i]))
-            only[count++] = a.axes[i];
-    return count;
+            only.axes[only.count++] = a.axes[i];
+    return only;
 }
 
 /* Is a name the user can write?  Local axes of a block (`rope.P`) are not. */
@@ -189,20 +189,26 @@ static const char *indexable(Expander *x, const Expr *e) {
     return arena_printf(x->arena, simple ? "%.*s" : "(%.*s)", length - 2, source + 1);
 }
 
+void suggest_rename(Expander *x, Diagnostic *d, const AxisList *want, const Expr *e,
+                    const AxisList *have) {
+    for (int i = 0; i < want->count; i++)
+        for (int j = 0; j < have->count; j++) {
+            AxisId to = want->axes[i], from = have->axes[j];
+            if (axis_size(x, to) != axis_size(x, from) || !writable(x, to) ||
+                !writable(x, from))
+                continue;
+            help(d,
+                 "%s and %s are both %" PRId64 ": where they mean the same, rename one: "
+                 "`%s[%s as %s]`",
+                 axis_name(x, to), axis_name(x, from), axis_size(x, to), indexable(x, e),
+                 axis_name(x, from), axis_name(x, to));
+            return;
+        }
+}
+
 void explain_difference(Expander *x, Diagnostic *d, Type a, const Expr *b_expr, Type b) {
-    AxisId only_a[MAX_AXES] = {0}, only_b[MAX_AXES] = {0};
-    int count_a = axes_only_in(a, b, only_a), count_b = axes_only_in(b, a, only_b);
-    explain_axes(x, d, only_a, count_a);
-    explain_axes(x, d, only_b, count_b);
-    for (int i = 0; i < count_a; i++)
-        for (int j = 0; j < count_b; j++)
-            if (axis_size(x, only_a[i]) == axis_size(x, only_b[j]) && writable(x, only_a[i]) &&
-                writable(x, only_b[j])) {
-                help(d,
-                     "%s and %s are both %" PRId64 ": where they mean the same, rename one: "
-                     "`%s[%s as %s]`",
-                     axis_name(x, only_a[i]), axis_name(x, only_b[j]), axis_size(x, only_a[i]),
-                     indexable(x, b_expr), axis_name(x, only_b[j]), axis_name(x, only_a[i]));
-                return;
-            }
+    AxisList only_a = axes_only_in(a, b), only_b = axes_only_in(b, a);
+    explain_axes(x, d, only_a.axes, only_a.count);
+    explain_axes(x, d, only_b.axes, only_b.count);
+    suggest_rename(x, d, &only_a, b_expr, &only_b);
 }

@@ -146,7 +146,11 @@ bool axis_list_has(const AxisList *axes, AxisId axis) {
 
 bool axis_list_add(Expander *x, AxisList *axes, AxisId axis, Span span) {
     if (axis_list_has(axes, axis)) {
-        complain(x, NULL, span, "axis %s stands twice in one list", axis_name(x, axis));
+        Diagnostic *d =
+            complain(x, NULL, span, "axis %s is here twice, and a tensor has an axis once",
+                     axis_name(x, axis));
+        help(d, "give the axis a second name of the same size: `dim %s2 = %s`",
+             axis_name(x, axis), axis_name(x, axis));
         return false;
     }
     if (axes->count == MAX_AXES) {
