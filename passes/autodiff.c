@@ -13,11 +13,21 @@
  * rules are dispatched through the op table: an op whose rule is missing does not compile. */
 #include "passes/passes.h"
 
+/* What a pick contributes to the value it was taken from: nothing but at one position. */
+typedef struct Slice {
+    AxisId axis;
+    int64_t position;
+    NodeId adjoint;
+    int64_t next; /* of the same value; -1 */
+} Slice;
+
 typedef struct Reverse {
     Function *function;
     Builder b;
     NodeId *adjoint; /* by primal: the sum of what was contributed so far; -1 */
     bool *active;    /* by primal: lies between a weight and E */
+    ARRAY(Slice) slices;
+    int64_t *first_slice; /* by primal; -1 */
 } Reverse;
 
 static Type type_at(const Reverse *r, NodeId id) {
@@ -300,14 +310,15 @@ RULE(MERGE) {
         give(r, y, 0, build_split(&r->b, g, y->attr.to[0], y->attr.from, y->attr.from_count));
 }
 
-/* a += g at the picked position, 0 at the others */
+/* a[position] += g: collected until all of a's uses were visited */
 RULE(PICK) {
     UNUSED(result);
-    if (toward(r, y, 0)) {
-        NodeId position = build_const(&r->b, TYPE_I32, (double)y->attr.integer);
-        NodeId index = build_index(&r->b, y->attr.from[0]);
-        give(r, y, 0, only_where(r, build_2(&r->b, OP_EQ, index, position), g));
-    }
+    NodeId a = y->inputs[0];
+    if (!r->active[a])
+        return;
+    Slice slice = {y->attr.from[0], y->attr.integer, g, r->first_slice[a]};
+    r->first_slice[a] = r->slices.count;
+    array_push(&r->slices, slice);
 }
 
 /* each part += its slice of g */
@@ -434,6 +445,55 @@ static void add_gradient_states(Module *module) {
     }
 }
 
+/* ---- slices ------------------------------------------------------------------------- */
+
+/* Every position of one axis, each once: what was picked apart is put together.  -1 if not so.
+ */
+static NodeId stack_slices(Reverse *r, NodeId primal) {
+    const Slice *first = &r->slices.data[r->first_slice[primal]];
+    AxisId axis = first->axis;
+    int64_t size = r->function->module->axes.data[axis].size, found = 0;
+    for (int64_t i = r->first_slice[primal]; i >= 0; i = r->slices.data[i].next)
+        found++;
+    if (found != size)
+        return -1;
+    NodeId *parts = checked_alloc((size_t)size * sizeof *parts);
+    memset(parts, -1, (size_t)size * sizeof *parts);
+    for (int64_t i = r->first_slice[primal]; i >= 0; i = r->slices.data[i].next) {
+        const Slice *slice = &r->slices.data[i];
+        if (slice->axis == axis && parts[slice->position] < 0) {
+            parts[slice->position] = slice->adjoint;
+            found--;
+        }
+    }
+    NodeId stack = found ? -1 : build_stack(&r->b, parts, (int)size, axis);
+    free(parts);
+    return stack;
+}
+
+/* The slice at its position, 0 at the others. */
+static NodeId spread_slice(Reverse *r, const Slice *slice) {
+    NodeId position = build_const(&r->b, TYPE_I32, (double)slice->position);
+    NodeId index = build_index(&r->b, slice->axis);
+    return only_where(r, build_2(&r->b, OP_EQ, index, position), slice->adjoint);
+}
+
+/* All uses of the primal were visited: contributes what was picked from it. */
+static void contribute_slices(Reverse *r, NodeId primal) {
+    if (r->first_slice[primal] < 0)
+        return;
+    r->b.adjoint_of = primal;
+    NodeId stack = stack_slices(r, primal);
+    if (stack >= 0) {
+        contribute(r, primal, stack);
+        return;
+    }
+    for (int64_t i = r->first_slice[primal]; i >= 0; i = r->slices.data[i].next) {
+        Slice slice = r->slices.data[i];
+        contribute(r, primal, spread_slice(r, &slice));
+    }
+}
+
 /* ---- the pass ------------------------------------------------------------------------------
  */
 
@@ -441,12 +501,14 @@ static void propagate(Reverse *r, NodeId loss) {
     if (r->active[loss])
         contribute(r, loss, build_const(&r->b, TYPE_F32, 1));
     for (NodeId id = loss; id >= 0; id--) {
-        if (!r->active[id] || r->adjoint[id] < 0)
+        if (!r->active[id])
             continue;
         Node node = *node_at(r->function, id); /* a copy: the rules add nodes */
         r->b.scope = node.scope;
         r->b.span = node.span;
-        rules[node.op](r, &node, id, r->adjoint[id]);
+        contribute_slices(r, id);
+        if (r->adjoint[id] >= 0)
+            rules[node.op](r, &node, id, r->adjoint[id]);
     }
 }
 
@@ -501,13 +563,16 @@ bool pass_autodiff(PassContext *context) {
     Reverse r = {.function = micro,
                  .b = builder(micro),
                  .adjoint = checked_alloc(count * sizeof *r.adjoint),
-                 .active = checked_alloc(count * sizeof *r.active)};
+                 .active = checked_alloc(count * sizeof *r.active),
+                 .first_slice = checked_alloc(count * sizeof *r.first_slice)};
     for (size_t i = 0; i < count; i++)
-        r.adjoint[i] = -1;
+        r.adjoint[i] = (NodeId)(r.first_slice[i] = -1);
     mark_active(&r, loss);
     propagate(&r, loss);
     warn_of_idle_weights(context, &r);
     free(r.adjoint);
     free(r.active);
+    free(r.first_slice);
+    array_free(&r.slices);
     return true;
 }
