@@ -25,8 +25,7 @@ void kernel_builder_free(KernelBuilder *b) {
     free(b->buckets);
 }
 
-/* ---- addresses
- * --------------------------------------------------------------------------------- */
+/* ---- addresses ----------------------------------------------------------------------- */
 
 Affine affine_constant(int64_t base) {
     return (Affine){.base = base};
@@ -67,8 +66,7 @@ bool affine_equal(const Affine *a, const Affine *b) {
     return true;
 }
 
-/* ---- placing values
- * ----------------------------------------------------------------------------- */
+/* ---- placing values ------------------------------------------------------------------ */
 
 /* How deep a value's region is in the stack of open ones; -1: it is closed. */
 static int64_t depth_of(const KernelBuilder *b, ValueId value) {
@@ -156,8 +154,7 @@ static ValueId emit_pure(KernelBuilder *b, Instruction instruction) {
     return id;
 }
 
-/* ---- instructions
- * -------------------------------------------------------------------------------- */
+/* ---- instructions -------------------------------------------------------------------- */
 
 BufferId build_buffer(KernelBuilder *b, Buffer buffer) {
     array_push(&b->kernel->buffers, buffer);
@@ -280,8 +277,7 @@ BufferId keep_value(KernelBuilder *b, ValueId value, Affine position, int64_t el
     return buffer;
 }
 
-/* ---- loops
- * --------------------------------------------------------------------------------------- */
+/* ---- loops --------------------------------------------------------------------------- */
 
 void open_loops(KernelBuilder *b, LoopKind kind, const LoopShape *shapes, int count,
                 ValueId *indices) {

@@ -13,13 +13,12 @@
 
 #include "passes/passes.h"
 
-/* ---- kernel.c
- * -------------------------------------------------------------------------------- The kernel
- * IR: what both printers print.  A kernel is a region; a region is a list of instructions, run
- * in order; a loop is an instruction with a region of its own.  Values are named by the
- * instruction that makes them (SSA), are seen in the rest of their region and in the regions
- * within it, and are scalars.  Memory is reached by loads and stores alone, at addresses that
- * are affine in loop indices and i32 values.
+/* ---- kernel.c ------------------------------------------------------------------------------
+ * The kernel IR: what both printers print.  A kernel is a region; a region is a list of
+ * instructions, run in order; a loop is an instruction with a region of its own.  Values are named
+ * by the instruction that makes them (SSA), are seen in the rest of their region and in the regions
+ * within it, and are scalars.  Memory is reached by loads and stores alone, at addresses that are
+ * affine in loop indices and i32 values.
  *
  *   parallel loop   iterations are independent: OpenMP threads, a grid's blocks.  Nested ones
  * are perfectly nested.  Between two parallel nests in a kernel's own region all memory is
@@ -135,11 +134,10 @@ double kernel_work(const Kernel *kernel, const Region *region);
 /* Bytes of its arguments that a kernel moves: each read and written at most once. */
 double kernel_traffic(const Kernel *kernel);
 
-/* ---- build.c
- * --------------------------------------------------------------------------------- A kernel
- * under construction: a stack of open regions, innermost last.  A value goes into the outermost
- * open region in which all that it depends on is known (so what does not depend on a loop
- * leaves it), and one that is there already is not made again. */
+/* ---- build.c -------------------------------------------------------------------------------
+ * A kernel under construction: a stack of open regions, innermost last.  A value goes into the
+ * outermost open region in which all that it depends on is known (so what does not depend on a
+ * loop leaves it), and one that is there already is not made again. */
 typedef struct KernelBuilder {
     Kernel *kernel;
     ARRAY(Region *) open;  /* open.data[0] is the kernel's body */
@@ -187,15 +185,13 @@ void open_loops(KernelBuilder *b, LoopKind kind, const LoopShape *shapes, int co
                 ValueId *indices);
 void close_loops(KernelBuilder *b); /* what one call of open_loops opened */
 
-/* ---- loops.c --------------------------------------------------------------------------------
- */
+/* ---- loops.c ---------------------------------------------------------------------------- */
 /* Drops values that nothing uses, turns digits back to plain strides where they make one,
  * merges neighbouring loops where every address goes through both as through one, and cuts long
  * lanes loops in parallel tiles.  Changes no value and no order of a reduction. */
 void kernel_simplify(Kernel *kernel);
 
-/* ---- lower.c --------------------------------------------------------------------------------
- */
+/* ---- lower.c ---------------------------------------------------------------------------- */
 /* What a kernel's pointer arguments stand for in the function it was made from. */
 typedef struct KernelOperand {
     enum { OPERAND_NODE, OPERAND_STATE, OPERAND_INPUT, OPERAND_SCRATCH } kind;
@@ -240,8 +236,7 @@ LoweredGroup lower_group(const Function *function, const GroupIndex *index, int 
 void print_c(Kernel *kernel, const char *name, Text *out);
 extern const char embedded_prelude_h[];
 
-/* ---- emit.c --------------------------------------------------------------------------------
- */
+/* ---- emit.c ----------------------------------------------------------------------------- */
 typedef enum Space {
     SPACE_WEIGHT,
     SPACE_GRADIENT,

@@ -34,8 +34,7 @@ static void *arena_copy(Arena *arena, const void *from, int64_t count, size_t si
     return count ? memcpy(to, from, (size_t)count * size) : to;
 }
 
-/* ---- operands
- * ------------------------------------------------------------------------------------ */
+/* ---- operands ------------------------------------------------------------------------ */
 
 const char *space_name(Space space) {
     static const char *const names[] = {"weight", "gradient", "moment", "table",
@@ -91,8 +90,7 @@ static Operand kernel_operand(const Emitter *e, const KernelOperand *operand,
     internal_error("an operand of no kind");
 }
 
-/* ---- labels
- * -------------------------------------------------------------------------------------- */
+/* ---- labels -------------------------------------------------------------------------- */
 
 /* layer[3].attn.q: for profiles. */
 static const char *node_label(const Emitter *e, NodeId id) {
@@ -125,8 +123,7 @@ static const char *product_label(const Emitter *e, NodeId dot, const Write *writ
     return node_label(e, dot);
 }
 
-/* ---- kernels
- * ------------------------------------------------------------------------------------- */
+/* ---- kernels ------------------------------------------------------------------------- */
 
 /* The number of an equal kernel; a new one is kept, of the others only the operands. */
 static int32_t share_kernel(Emitter *e, Kernel *kernel) {
@@ -189,8 +186,7 @@ static Step emit_launch(Emitter *e, int group) {
     return step;
 }
 
-/* ---- products
- * ------------------------------------------------------------------------------------ */
+/* ---- products ------------------------------------------------------------------------ */
 
 static void print_loops(const char *name, const ProductLoop *loops, int count, Text *out) {
     for (int i = 0; i < count; i++)
@@ -280,8 +276,7 @@ static Step emit_product(Emitter *e, int group) {
     return step;
 }
 
-/* ---- programs
- * ------------------------------------------------------------------------------------ */
+/* ---- programs ------------------------------------------------------------------------ */
 
 static Step emit_copy(Emitter *e, const Write *write) {
     NodeId source = write_source(e->function, write->value);
@@ -393,8 +388,7 @@ double program_scalar(const Program *program, int index, const double *arguments
                       : interp_scalar(program->function, source, arguments);
 }
 
-/* ---- text
- * ---------------------------------------------------------------------------------------- */
+/* ---- text ---------------------------------------------------------------------------- */
 
 static void print_operand(const Operand *operand, Text *out) {
     text_printf(out, " %s", space_name(operand->space));
@@ -441,8 +435,7 @@ void program_print(const ProgramSet *set, const Program *program, Text *out) {
     }
 }
 
-/* ---- translation units
- * --------------------------------------------------------------------------- */
+/* ---- translation units --------------------------------------------------------------- */
 
 typedef struct KernelText {
     Text text;

@@ -22,8 +22,7 @@ static const Instruction *at(const Kernel *kernel, ValueId id) {
     return &kernel->instructions.data[id];
 }
 
-/* ---- names
- * ------------------------------------------------------------------------------------ */
+/* ---- names --------------------------------------------------------------------------- */
 
 /* `hint` as an identifier, followed by a number where one is given. */
 static const char *identifier(Arena *arena, const char *prefix, const char *hint, int number) {
@@ -99,8 +98,7 @@ KernelNames kernel_names(const Kernel *kernel, bool hints) {
     return namer.names;
 }
 
-/* ---- text
- * ------------------------------------------------------------------------------------- */
+/* ---- text ---------------------------------------------------------------------------- */
 
 static void affine_print(const Affine *affine, const char *const *value_names, Text *out) {
     bool first = true;
@@ -258,8 +256,7 @@ uint64_t kernel_hash(Kernel *kernel) {
     return hash_bytes(text, strlen(text), 0);
 }
 
-/* ---- work
- * ------------------------------------------------------------------------------------- */
+/* ---- work ---------------------------------------------------------------------------- */
 
 /* What an operation costs beside an addition of vectors, roughly. */
 static double op_cost(const Instruction *instruction) {
@@ -334,8 +331,7 @@ double kernel_traffic(const Kernel *kernel) {
     return bytes;
 }
 
-/* ---- verification
- * ------------------------------------------------------------------------------ */
+/* ---- verification -------------------------------------------------------------------- */
 
 typedef struct Verifier {
     const Kernel *kernel;

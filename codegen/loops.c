@@ -19,8 +19,7 @@ static Instruction *at(const Kernel *kernel, ValueId id) {
     return &kernel->instructions.data[id];
 }
 
-/* ---- values that nothing uses
- * ------------------------------------------------------------------ */
+/* ---- values that nothing uses -------------------------------------------------------- */
 
 static bool has_effect(const Kernel *kernel, const Instruction *instruction) {
     if (instruction->kind != KERNEL_LOOP)
@@ -84,8 +83,7 @@ static void drop_unused(Kernel *kernel, bool *used) {
         used[id] |= at(kernel, id)->kind == KERNEL_STORE;
 }
 
-/* ---- addresses
- * --------------------------------------------------------------------------------- */
+/* ---- addresses ----------------------------------------------------------------------- */
 
 /* Calls `visit` for every address of the instructions that are in the kernel. */
 typedef void VisitAffine(Kernel *kernel, Affine *affine, void *context);
@@ -126,8 +124,7 @@ static void add_term(Kernel *kernel, Affine *affine, ValueId value, int64_t stri
     affine->term_count++;
 }
 
-/* ---- digits
- * ------------------------------------------------------------------------------------ */
+/* ---- digits -------------------------------------------------------------------------- */
 
 static bool is_digit_of(const Instruction *value, const Affine *position) {
     return value->kind == KERNEL_DIGIT && affine_equal(&value->at, position);
@@ -169,8 +166,7 @@ static void fold_digits(Kernel *kernel, Affine *affine, void *unused) {
     }
 }
 
-/* ---- merging
- * ------------------------------------------------------------------------------------ */
+/* ---- merging ------------------------------------------------------------------------- */
 
 typedef struct Pair {
     ValueId outer, inner;
@@ -244,8 +240,7 @@ static void merge_loops(Kernel *kernel, bool *used, Region *region) {
     }
 }
 
-/* ---- tiling
- * ------------------------------------------------------------------------------------- */
+/* ---- tiling -------------------------------------------------------------------------- */
 
 typedef struct Tiling {
     ValueId tile, lanes;

@@ -102,8 +102,7 @@ static NodeInfo *info_of(Lowering *l, NodeId node) {
     return info;
 }
 
-/* ---- names
- * -------------------------------------------------------------------------------------- */
+/* ---- names --------------------------------------------------------------------------- */
 
 /* The name of a value or of what it is the adjoint of; NULL where there is none. */
 static const char *value_name(const Lowering *l, NodeId id) {
@@ -164,8 +163,7 @@ static const char *group_label(const Lowering *l, NodeId id) {
     return label;
 }
 
-/* ---- operands
- * ------------------------------------------------------------------------------------ */
+/* ---- operands ------------------------------------------------------------------------ */
 
 static BufferId new_argument(Lowering *l, KernelOperand operand, Buffer buffer) {
     buffer.argument = l->builder.kernel->argument_count++;
@@ -249,8 +247,7 @@ static ValueId runtime_scalar(Lowering *l, const char *name) {
     return emit_constant(&l->builder, TYPE_F64, 0);
 }
 
-/* ---- positions
- * ----------------------------------------------------------------------------------- */
+/* ---- positions ----------------------------------------------------------------------- */
 
 static int32_t position_id(Lowering *l, Affine position) {
     for (int64_t i = 0; i < l->positions.count; i++)
@@ -335,8 +332,7 @@ static Affine view_address(Lowering *l, const View *view, Type type, const int32
     return address;
 }
 
-/* ---- evaluation
- * ---------------------------------------------------------------------------------- */
+/* ---- evaluation ---------------------------------------------------------------------- */
 
 static ValueId evaluate(Lowering *l, NodeId id, const int32_t *positions);
 
@@ -635,8 +631,7 @@ static ValueId evaluate_here(Lowering *l, NodeId id) {
     return evaluate(l, id, positions);
 }
 
-/* ---- stores
- * ----------------------------------------------------------------------------------------- */
+/* ---- stores -------------------------------------------------------------------------- */
 
 /* The depth of a value in the group's reductions: the number of the sweep that can compute it.
  */
@@ -741,8 +736,7 @@ static bool has_stores(const Lowering *l, int level, bool inner) {
     return false;
 }
 
-/* ---- nests
- * ------------------------------------------------------------------------------------------ */
+/* ---- nests --------------------------------------------------------------------------- */
 
 /* Opens a nest over axes, slowest first, and then over `more` loops; what has one position
  * needs no loop.  False when that leaves none.  `indices` gets the values of `more`, or -1. */
@@ -801,8 +795,8 @@ static int64_t blocks_of(int64_t total, int64_t block) {
     return (total + block - 1) / block;
 }
 
-/* ---- flat
- * -------------------------------------------------------------------------------------------
+/* ---- flat ----------------------------------------------------------------------------------
+ *
  */
 
 static void lower_flat(Lowering *l) {
@@ -819,8 +813,8 @@ static void lower_flat(Lowering *l) {
     close_nest(l, parallel);
 }
 
-/* ---- rows
- * -------------------------------------------------------------------------------------------
+/* ---- rows ----------------------------------------------------------------------------------
+ *
  */
 
 static const char *inner_name(const Lowering *l) {
@@ -977,8 +971,7 @@ static void lower_rows(Lowering *l) {
         lower_short_rows(l, levels);
 }
 
-/* ---- columns
- * ---------------------------------------------------------------------------------------- */
+/* ---- columns ------------------------------------------------------------------------- */
 
 /* A worker of a column or scatter kernel owns a block of the fastest kept axis, at one position
  * of the others. */
@@ -1183,8 +1176,7 @@ static void lower_columns(Lowering *l) {
         lower_tall_columns(l, columns, chunks);
 }
 
-/* ---- scatter
- * ---------------------------------------------------------------------------------------- */
+/* ---- scatter ------------------------------------------------------------------------- */
 
 /* A loop over all of a buffer, in memory order. */
 static Affine open_memory(Lowering *l, int64_t elements) {
@@ -1258,8 +1250,7 @@ static void lower_scatter(Lowering *l) {
         copy_memory(l, first, &l->stores.data[i]);
 }
 
-/* ---- groups
- * ----------------------------------------------------------------------------------------- */
+/* ---- groups -------------------------------------------------------------------------- */
 
 GroupIndex group_index(const Function *function, Arena *arena) {
     int64_t groups = function->groups.count;

@@ -207,8 +207,7 @@ COLAC_FUNCTION float f32_cos(float x) {
     return f32_sin_quarters(x, 1);
 }
 
-/* ---- integers: two's complement, without undefined cases
- * ------------------------------------- */
+/* ---- integers: two's complement, without undefined cases ----------------------------- */
 
 COLAC_FUNCTION int32_t i32_neg(int32_t a) {
     return (int32_t)(0u - (uint32_t)a);
@@ -256,8 +255,7 @@ COLAC_FUNCTION int32_t i32_from_f32(float a) {
     return a < -0x1p+31f ? INT32_MIN : whole;
 }
 
-/* ---- bf16, in memory; in kernels a float that a bf16 holds
- * ------------------------------------ */
+/* ---- bf16, in memory; in kernels a float that a bf16 holds --------------------------- */
 
 /* To nearest, ties to even. */
 COLAC_FUNCTION uint16_t bf16_bits(float x) {
@@ -274,8 +272,7 @@ COLAC_FUNCTION float bf16_round(float x) {
     return bf16_float(bf16_bits(x));
 }
 
-/* ---- random numbers
- * -------------------------------------------------------------------------- */
+/* ---- random numbers ------------------------------------------------------------------ */
 
 /* The key of Philox for a seed and a site: 64 bits of both. */
 COLAC_FUNCTION uint64_t random_key(double seed, uint64_t site) {
@@ -302,8 +299,7 @@ COLAC_FUNCTION float f32_random(uint64_t key, uint32_t step, uint64_t sample, ui
     return (float)(c0 >> 8) * 0x1p-24f;
 }
 
-/* ---- reductions
- * ------------------------------------------------------------------------------- */
+/* ---- reductions ---------------------------------------------------------------------- */
 
 /* The halving tree over `width` lanes, a power of two: lane j takes in lane j + w.  `take_in`
  * is the meaning of `x takes in y`; the array is used up.  The fixed-order reduction of n terms

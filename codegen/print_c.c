@@ -43,8 +43,7 @@ static void line(const CPrinter *p, const char *format, ...) {
     va_end(args);
 }
 
-/* ---- types and operands
- * -------------------------------------------------------------------------- */
+/* ---- types and operands -------------------------------------------------------------- */
 
 static const char *value_type(DataType dtype) {
     static const char *const types[] = {[TYPE_BOOL] = "bool",
@@ -139,8 +138,7 @@ static void print_element(const CPrinter *p, const Instruction *access) {
     text_puts(p->out, "]");
 }
 
-/* ---- values
- * --------------------------------------------------------------------------------------- */
+/* ---- values -------------------------------------------------------------------------- */
 
 /* The op table's expression with operands for a, b, c and the prelude's functions. */
 static void print_table_expression(const CPrinter *p, const Instruction *map,
@@ -283,8 +281,7 @@ static void print_store(const CPrinter *p, const Instruction *store) {
     text_puts(p->out, narrows ? ");\n" : ";\n");
 }
 
-/* ---- loops
- * ----------------------------------------------------------------------------------------- */
+/* ---- loops --------------------------------------------------------------------------- */
 
 static void print_region(CPrinter *p, const Region *region);
 
@@ -360,8 +357,7 @@ static void print_plain_loop(CPrinter *p, ValueId id) {
     line(p, "}");
 }
 
-/* ---- reductions
- * ------------------------------------------------------------------------------------- */
+/* ---- reductions ---------------------------------------------------------------------- */
 
 /* Of a loop with reductions: how many lanes are in use, a power of two. */
 static int lanes_width(const Loop *loop) {
@@ -529,8 +525,7 @@ static void print_reduction_loop(CPrinter *p, ValueId id) {
     each_reduction(p, loop, finish_lanes);
 }
 
-/* ---- regions
- * ------------------------------------------------------------------------------------------ */
+/* ---- regions ------------------------------------------------------------------------- */
 
 static void print_instruction(CPrinter *p, ValueId id) {
     const Instruction *instruction = at(p, id);

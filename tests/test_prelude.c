@@ -11,8 +11,7 @@
 #include "codegen/prelude.h"
 #include "ir/ir.h"
 
-/* ---- accuracy
- * ---------------------------------------------------------------------------------- */
+/* ---- accuracy ------------------------------------------------------------------------ */
 
 static double reference_sigmoid(double x) {
     double e = exp(-fabs(x));
@@ -133,8 +132,7 @@ static void accuracy_is_as_stated(void **state) {
     text_free(&page);
 }
 
-/* ---- special values
- * ------------------------------------------------------------------------------ */
+/* ---- special values ------------------------------------------------------------------ */
 
 static void assert_same(float got, float expected) {
     if (isnan(expected))
@@ -186,8 +184,7 @@ static void special_values(void **state) {
     assert_same(f32_floor(-0.5f), -1);
 }
 
-/* ---- integers, remainders, bf16
- * -------------------------------------------------------------------- */
+/* ---- integers, remainders, bf16 ------------------------------------------------------ */
 
 static void integers(void **state) {
     (void)state;
@@ -248,8 +245,7 @@ static void bf16_rounds_to_nearest_even(void **state) {
     assert_int_equal(bf16_bits(0x1.fffffep+127f), 0x7F80);
 }
 
-/* ---- random numbers, reductions
- * ------------------------------------------------------------------- */
+/* ---- random numbers, reductions ------------------------------------------------------ */
 
 static void random_numbers_are_the_graphs(void **state) {
     (void)state;
