@@ -34,8 +34,7 @@ static Type type_at(const Reverse *r, NodeId id) {
     return node_at(r->function, id)->type;
 }
 
-/* ---- what rules are written with -----------------------------------------------------------
- */
+/* ---- what rules are written with ---------------------------------------------------- */
 
 /* Does input i take part?  Nodes made next are (part of) its adjoint. */
 static bool toward(Reverse *r, const Node *node, int i) {
@@ -201,8 +200,7 @@ RULE(COPY) {
         give(r, y, 0, g);
 }
 
-/* ---- rules: maps of two and three ----------------------------------------------------------
- */
+/* ---- rules: maps of two and three --------------------------------------------------- */
 
 /* a += g; b += g */
 RULE(ADD) {
@@ -282,8 +280,7 @@ RULE(FMA) {
         give(r, y, 2, g);
 }
 
-/* ---- rules: axes ---------------------------------------------------------------------------
- */
+/* ---- rules: axes -------------------------------------------------------------------- */
 
 /* a += sum(g) over the axes that the expansion added */
 RULE(EXPAND) {
@@ -329,8 +326,7 @@ RULE(STACK) {
             give(r, y, i, build_pick(&r->b, g, y->attr.to[0], i));
 }
 
-/* ---- rules: sums and products --------------------------------------------------------------
- */
+/* ---- rules: sums and products ------------------------------------------------------- */
 
 /* a += g along the summed axes */
 RULE(SUM) {
@@ -400,8 +396,7 @@ static const AdjointRule rules[OP_COUNT] = {
 #undef OP
 };
 
-/* ---- which nodes take part -----------------------------------------------------------------
- */
+/* ---- which nodes take part ---------------------------------------------------------- */
 
 /* Integers may be states of any role, but have no gradient. */
 static bool is_learned(const State *state) {
@@ -494,8 +489,7 @@ static void contribute_slices(Reverse *r, NodeId primal) {
     }
 }
 
-/* ---- the pass ------------------------------------------------------------------------------
- */
+/* ---- the pass ----------------------------------------------------------------------- */
 
 static void propagate(Reverse *r, NodeId loss) {
     if (r->active[loss])

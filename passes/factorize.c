@@ -27,8 +27,7 @@ typedef struct Factorization {
     int64_t state_count;       /* before any was added */
 } Factorization;
 
-/* ---- where it applies ----------------------------------------------------------------------
- */
+/* ---- where it applies --------------------------------------------------------------- */
 
 static void choose_directives(Factorization *f) {
     const Compilation *compilation = f->context->compilation;
@@ -76,8 +75,7 @@ static bool check_operands(const Factorization *f, StateId weight) {
     return false;
 }
 
-/* ---- rewriting -----------------------------------------------------------------------------
- */
+/* ---- rewriting ---------------------------------------------------------------------- */
 
 /* A product that is bound to a name in its block is that block's value, and what replaces it is
  * then too; renumber_states enters the node under its new scope.  (An existing value, which a
@@ -133,8 +131,7 @@ static bool rewrite_micro(Factorization *f) {
     return done;
 }
 
-/* ---- states --------------------------------------------------------------------------------
- */
+/* ---- states ------------------------------------------------------------------------- */
 
 /* The states that remain, each block's where its weight was. */
 static int64_t order_states(const Factorization *f, StateId *order) {
@@ -206,8 +203,7 @@ static void renumber_states(Factorization *f) {
     free(old);
 }
 
-/* ---- the pass ------------------------------------------------------------------------------
- */
+/* ---- the pass ----------------------------------------------------------------------- */
 
 bool pass_factorize(PassContext *context) {
     Module *module = context->module;

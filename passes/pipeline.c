@@ -57,8 +57,7 @@ static int64_t module_nodes(const Module *module) {
     return nodes;
 }
 
-/* ---- checks and dumps ----------------------------------------------------------------------
- */
+/* ---- checks and dumps --------------------------------------------------------------- */
 
 static bool write_module(const Module *module, Stage stage, const char *path) {
     FILE *file = fopen(path, "w");
@@ -131,8 +130,7 @@ static void dump_changes(const PassContext *context, int position, uint64_t *las
         fprintf(stderr, "colac: warning: %s: %s\n", path, strerror(errno));
 }
 
-/* ---- running -------------------------------------------------------------------------------
- */
+/* ---- running ------------------------------------------------------------------------ */
 
 /* -1 after reporting an unknown name. */
 static int find_pass(const PassContext *context, const char *name) {

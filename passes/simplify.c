@@ -37,8 +37,7 @@ static const Node *at(const Simplifier *s, NodeId id) {
     return node_at(s->rebuild.fresh, id);
 }
 
-/* ---- constants -----------------------------------------------------------------------------
- */
+/* ---- constants ---------------------------------------------------------------------- */
 
 /* Is the value one number everywhere?  Expands of expands do not occur: see simplify_expand. */
 static bool is_constant(const Simplifier *s, NodeId id, double *number) {
@@ -156,8 +155,7 @@ static NodeId fold(Simplifier *s, const Wanted *w) {
     return build_const(&s->b, w->type.dtype, in_double);
 }
 
-/* ---- maps ----------------------------------------------------------------------------------
- */
+/* ---- maps --------------------------------------------------------------------------- */
 
 static bool is_made_by(const Simplifier *s, NodeId id, Op op) {
     return at(s, id)->op == op;
@@ -272,8 +270,7 @@ static NodeId simplify_map(Simplifier *s, const Wanted *w) {
     return result < 0 ? hoist_expands(s, w) : result;
 }
 
-/* ---- axes ----------------------------------------------------------------------------------
- */
+/* ---- axes --------------------------------------------------------------------------- */
 
 static bool same_axis_list(const AxisId *a, int a_count, const AxisId *b, int b_count) {
     return a_count == b_count && memcmp(a, b, (size_t)a_count * sizeof *a) == 0;
@@ -344,8 +341,7 @@ static NodeId simplify_stack(Simplifier *s, const Wanted *w) {
     return whole;
 }
 
-/* ---- the pass ------------------------------------------------------------------------------
- */
+/* ---- the pass ----------------------------------------------------------------------- */
 
 /* An existing or smaller value that equals the wanted one; -1: none is known. */
 static NodeId simplify_node(Simplifier *s, const Wanted *w) {

@@ -29,8 +29,7 @@ typedef struct Update {
 } Update;
 typedef struct UpdateGroup UpdateGroup;
 
-/* ---- places in the slabs -------------------------------------------------------------------
- */
+/* ---- places in the slabs ------------------------------------------------------------ */
 
 static int64_t round_up(int64_t number, int64_t multiple) {
     return (number + multiple - 1) / multiple * multiple;
@@ -92,8 +91,7 @@ static bool place_others(Module *module) {
     return true;
 }
 
-/* ---- states of the update itself -----------------------------------------------------------
- */
+/* ---- states of the update itself ---------------------------------------------------- */
 
 static StateId add_metric(Module *module, const char *path) {
     return module_state(module, (State){.path = path,
@@ -135,8 +133,7 @@ static void add_windows(Update *u) {
     }
 }
 
-/* ---- the update's graph --------------------------------------------------------------------
- */
+/* ---- the update's graph ------------------------------------------------------------- */
 
 static void write_state(Update *u, StateId state, NodeId value) {
     Write write = {.state = state, .value = value};
@@ -324,8 +321,7 @@ static bool build_update(Update *u) {
     return done;
 }
 
-/* ---- the loss alone ------------------------------------------------------------------------
- */
+/* ---- the loss alone ----------------------------------------------------------------- */
 
 static bool is_loss_write(const Module *module, const Write *write) {
     const State *state = &module->states.data[write->state];
@@ -377,8 +373,7 @@ static void turn_into_eval(Module *module, Function *micro) {
     micro->name = "eval";
 }
 
-/* ---- the pass ------------------------------------------------------------------------------
- */
+/* ---- the pass ----------------------------------------------------------------------- */
 
 bool pass_update(PassContext *context) {
     Module *module = context->module;

@@ -9,8 +9,7 @@
 #include "passes/passes.h"
 #include "tests/graph_fuzz.h"
 
-/* ---- a module of one op --------------------------------------------------------------------
- */
+/* ---- a module of one op ------------------------------------------------------------- */
 
 /* Weights w0, w1, … go through one op; the loss is the sum of its results, each with a factor
  * of its own (a table that the test fills), so that no two elements weigh the same. */
@@ -73,8 +72,7 @@ static void finish_bench(Bench *bench, NodeId value) {
     array_push(&b->function->writes, write);
 }
 
-/* ---- gradients against differences ---------------------------------------------------------
- */
+/* ---- gradients against differences -------------------------------------------------- */
 
 static double element(uint64_t site, int64_t index) {
     return random_uniform(42, 0, site, 0, (uint64_t)index);
@@ -170,8 +168,7 @@ static void check_bench(Bench *bench, const char *what) {
     module_free(module);
 }
 
-/* ---- every op of the table -----------------------------------------------------------------
- */
+/* ---- every op of the table ---------------------------------------------------------- */
 
 static const int64_t sizes[] = {1, 3, 17};
 
@@ -331,8 +328,7 @@ static void every_rule_agrees_with_differences(void **state) {
     assert_true(checked > 250);
 }
 
-/* ---- corners -------------------------------------------------------------------------------
- */
+/* ---- corners ------------------------------------------------------------------------ */
 
 /* The gradients of a bench with all weights at the given values; caller frees the result. */
 static double *gradient_at(Bench *bench, const double *values, int64_t count) {
@@ -408,8 +404,7 @@ static void stop_lets_nothing_through(void **state) {
     free(g);
 }
 
-/* ---- fuzzed graphs -------------------------------------------------------------------------
- */
+/* ---- fuzzed graphs ------------------------------------------------------------------ */
 
 static const double scalars[] = {3, 7, 11}; /* step, seed, sample0 */
 

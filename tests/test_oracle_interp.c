@@ -45,8 +45,7 @@ typedef struct Run {
 
 static const double BOUND = 1e-10;
 
-/* ---- a compiled case -----------------------------------------------------------------------
- */
+/* ---- a compiled case ---------------------------------------------------------------- */
 
 static void require(const Run *run, bool condition) {
     diagnostics_print(run->diagnostics, stdout);
@@ -118,8 +117,7 @@ static void run_free(Run *run) {
     arena_free(run->arena);
 }
 
-/* ---- steps ---------------------------------------------------------------------------------
- */
+/* ---- steps -------------------------------------------------------------------------- */
 
 /* Row j is the tokens from (sample0 + j) * positions on; targets are one further. */
 static void set_inputs(Run *run, int64_t sample0) {
@@ -169,8 +167,7 @@ static void check_close(const Run *run, const char *what, int64_t step, double g
                  want);
 }
 
-/* ---- tensors -------------------------------------------------------------------------------
- */
+/* ---- tensors ------------------------------------------------------------------------ */
 
 static double relative_difference(const TensorFile *file, const Tensor *want,
                                   const TensorFile *other) {
@@ -238,8 +235,7 @@ static void get_gradient(void *context, StateId weight, double *values, int64_t 
         values[i] *= of->scale;
 }
 
-/* ---- the tests -----------------------------------------------------------------------------
- */
+/* ---- the tests ---------------------------------------------------------------------- */
 
 static void trains_as_pytorch_does(void **state) {
     Run run = run_new(*state);

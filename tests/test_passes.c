@@ -18,8 +18,7 @@
 #include "passes/passes.h"
 #include "tests/graph_fuzz.h"
 
-/* ---- golden tests --------------------------------------------------------------------------
- */
+/* ---- golden tests ------------------------------------------------------------------- */
 
 static bool ends_with(const char *name, const char *suffix) {
     size_t length = strlen(name), tail = strlen(suffix);
@@ -167,8 +166,7 @@ static void golden_files(void **state) {
     assert_true(ran > 20);
 }
 
-/* ---- values stay what they were ------------------------------------------------------------
- */
+/* ---- values stay what they were ----------------------------------------------------- */
 
 static const double scalars[] = {3, 7, 11}; /* step, seed, sample0 of fuzzed modules */
 
@@ -276,8 +274,7 @@ static void simplify_reaches_an_end(void **state) {
     }
 }
 
-/* ---- folding of constants ------------------------------------------------------------------
- */
+/* ---- folding of constants ----------------------------------------------------------- */
 
 /* The loss of a module whose loss is op(a, b) of f32 constants, in f32 arithmetic by the
  * interpreter; and the number of nodes after simplify. */
@@ -333,8 +330,7 @@ static void folding_is_exact_in_both_arithmetics(void **state) {
     assert_true(kept > 0);
 }
 
-/* ---- one step of a small model -------------------------------------------------------------
- */
+/* ---- one step of a small model ------------------------------------------------------ */
 
 typedef struct Model {
     Diagnostics *diagnostics;
@@ -457,8 +453,7 @@ static void flops_are_those_of_the_paper(void **state) {
     }
 }
 
-/* ---- the pipeline --------------------------------------------------------------------------
- */
+/* ---- the pipeline ------------------------------------------------------------------- */
 
 static void names_of_passes_are_checked(void **state) {
     (void)state;
