@@ -1,6 +1,7 @@
 /* codegen/codegen.h: from groups to kernels to C, and to a program.  Index of the folder.
  *
  *   lower.c      a group -> a kernel: loops over named axes, an SSA body of scalars
+ *   evaluate.c   its other half (their common header is lower.h)
  *   kernel.c     the kernel IR: names, canonical text, hash, verification
  *   build.c      making kernels: open loops, emit values as far out as they can stand
  *   loops.c      merging and tiling of a kernel's loops
@@ -15,10 +16,10 @@
 
 /* ---- kernel.c ------------------------------------------------------------------------------
  * The kernel IR: what both printers print.  A kernel is a region; a region is a list of
- * instructions, run in order; a loop is an instruction with a region of its own.  Values are named
- * by the instruction that makes them (SSA), are seen in the rest of their region and in the regions
- * within it, and are scalars.  Memory is reached by loads and stores alone, at addresses that are
- * affine in loop indices and i32 values.
+ * instructions, run in order; a loop is an instruction with a region of its own.  Values are
+ * named by the instruction that makes them (SSA), are seen in the rest of their region and in
+ * the regions within it, and are scalars.  Memory is reached by loads and stores alone, at
+ * addresses that are affine in loop indices and i32 values.
  *
  *   parallel loop   iterations are independent: OpenMP threads, a grid's blocks.  Nested ones
  * are perfectly nested.  Between two parallel nests in a kernel's own region all memory is

@@ -102,11 +102,14 @@ static int64_t stride_of(const Affine *affine, ValueId value) {
     return 0;
 }
 
-static void drop_term(Affine *affine, ValueId value) {
+/* Instructions share arrays of terms: an address changes by getting another one. */
+static void drop_term(Kernel *kernel, Affine *affine, ValueId value) {
+    Term *terms = arena_alloc_array(kernel->arena, (size_t)affine->term_count, sizeof *terms);
     int kept = 0;
     for (int i = 0; i < affine->term_count; i++)
         if (affine->terms[i].value != value)
-            affine->terms[kept++] = affine->terms[i];
+            terms[kept++] = affine->terms[i];
+    affine->terms = terms;
     affine->term_count = kept;
 }
 
@@ -157,7 +160,7 @@ static void fold_digits(Kernel *kernel, Affine *affine, void *unused) {
             continue;
         for (int j = affine->term_count - 1; j >= 0; j--)
             if (is_digit_of(at(kernel, affine->terms[j].value), &digit->at))
-                drop_term(affine, affine->terms[j].value);
+                drop_term(kernel, affine, affine->terms[j].value);
         for (int j = 0; j < digit->at.term_count; j++)
             add_term(kernel, affine, digit->at.terms[j].value,
                      stride * digit->at.terms[j].stride);
@@ -182,8 +185,7 @@ static void check_pair(Kernel *kernel, Affine *affine, void *context) {
 }
 
 static void forget_outer(Kernel *kernel, Affine *affine, void *context) {
-    (void)kernel;
-    drop_term(affine, ((Pair *)context)->outer);
+    drop_term(kernel, affine, ((Pair *)context)->outer);
 }
 
 static bool is_tiled(const Kernel *kernel, const bool *used, ValueId loop) {

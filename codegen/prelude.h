@@ -15,6 +15,12 @@ typedef int32_t __attribute__((may_alias)) i32_memory;
 typedef uint16_t __attribute__((may_alias)) bf16_memory;
 typedef float __attribute__((may_alias)) f32_memory;
 
+/* A number that the compiler cannot see. */
+COLAC_FUNCTION int64_t hidden(int64_t number) {
+    __asm__("" : "+r"(number));
+    return number;
+}
+
 /* ---- bits and selects -----------------------------------------------------------------------
  */
 #define COLAC_INFINITY __builtin_inff()

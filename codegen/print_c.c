@@ -25,6 +25,7 @@ enum { SMALL_WORK = 65536 }; /* below this a nest runs on one thread: about 10 m
 typedef struct CPrinter {
     const Kernel *kernel;
     KernelNames names;
+    int64_t hidden_strides; /* a bit for each power of two that is a variable */
     Text *out;
     int indent;
 } CPrinter;
@@ -119,22 +120,53 @@ static bool is_wide(const CPrinter *p, Term term) {
     return !wide_loop && stride > INT32_MAX / bound;
 }
 
-static void print_affine(const CPrinter *p, const Affine *affine) {
+/* gcc 12 does not vectorize loads that it sees to be a power of two from 32 on apart. */
+static bool is_hidden_stride(const CPrinter *p, Term term) {
+    const Loop *loop = at(p, term.value)->loop;
+    return loop && loop->kind == LOOP_LANES && term.stride >= 32 &&
+           (term.stride & (term.stride - 1)) == 0;
+}
+
+static void print_term(const CPrinter *p, Term term, bool is_load) {
+    if (is_load && is_hidden_stride(p, term))
+        text_printf(p->out, "stride_%lld * ", (long long)term.stride);
+    else if (term.stride != 1)
+        text_printf(p->out, "%lld%s * ", (long long)term.stride, is_wide(p, term) ? "LL" : "");
+    text_puts(p->out, p->names.values[term.value]);
+}
+
+static void print_affine_of(const CPrinter *p, const Affine *affine, bool is_load) {
     for (int i = 0; i < affine->term_count; i++) {
-        Term term = affine->terms[i];
         text_puts(p->out, i ? " + " : "");
-        if (term.stride != 1)
-            text_printf(p->out, "%lld%s * ", (long long)term.stride,
-                        is_wide(p, term) ? "LL" : "");
-        text_puts(p->out, p->names.values[term.value]);
+        print_term(p, affine->terms[i], is_load);
     }
     if (affine->base || !affine->term_count)
         text_printf(p->out, "%s%lld", affine->term_count ? " + " : "", (long long)affine->base);
 }
 
+static void print_affine(const CPrinter *p, const Affine *affine) {
+    print_affine_of(p, affine, false);
+}
+
+static void declare_hidden_strides(CPrinter *p) {
+    for (int64_t id = 0; id < p->kernel->instructions.count; id++) {
+        const Instruction *load = &p->kernel->instructions.data[id];
+        if (load->kind != KERNEL_LOAD || !p->names.values[id])
+            continue;
+        for (int i = 0; i < load->at.term_count; i++) {
+            int64_t stride = load->at.terms[i].stride;
+            if (!is_hidden_stride(p, load->at.terms[i]) || (p->hidden_strides & stride))
+                continue;
+            p->hidden_strides |= stride;
+            line(p, "const int64_t stride_%lld = hidden(%lld);", (long long)stride,
+                 (long long)stride);
+        }
+    }
+}
+
 static void print_element(const CPrinter *p, const Instruction *access) {
     text_printf(p->out, "%s[", p->names.buffers[access->buffer]);
-    print_affine(p, &access->at);
+    print_affine_of(p, &access->at, access->kind == KERNEL_LOAD);
     text_puts(p->out, "]");
 }
 
@@ -581,12 +613,14 @@ static void print_arguments(const CPrinter *p) {
 }
 
 void print_c(Kernel *kernel, const char *name, Text *out) {
-    CPrinter printer = {kernel, kernel_names(kernel, true), out, 1};
+    CPrinter printer = {
+        .kernel = kernel, .names = kernel_names(kernel, true), .out = out, .indent = 1};
     text_printf(out, "/* %s\n", name);
     kernel_print(kernel, printer.names, " * ", out);
     text_printf(out, " */\nvoid %s(void *const *buffers, const double *scalars);\n", name);
     text_printf(out, "void %s(void *const *buffers, const double *scalars) {\n", name);
     print_arguments(&printer);
+    declare_hidden_strides(&printer);
     print_region(&printer, &kernel->body);
     text_puts(out, "}\n");
 }
