@@ -110,7 +110,9 @@ static int missing_axes(Type outer, Type inner, AxisId *axes) {
 }
 
 /* ---- rules: maps of one --------------------------------------------------------------------
- * In each, y = op(a, b, c) is the primal, `result` its id, and g its adjoint. */
+ * In each, y = op(a, b, c) is the primal, `result` its id, and g its adjoint.  C leaves the
+ * order of arguments open: no call below makes nodes in two of them, so that all compilers
+ * number nodes alike. */
 #define RULE(name)                                                                             \
     static void adjoint_##name(Reverse *r, const Node *y, NodeId result, NodeId g)
 #define UNUSED(parameter) ((void)(parameter))
@@ -150,9 +152,10 @@ RULE(SQRT) {
 
 /* a += g (1 - y²) */
 RULE(TANH) {
-    if (toward(r, y, 0))
-        give(r, y, 0,
-             mul(r, g, build_2(&r->b, OP_SUB, number(r, 1, g), mul(r, result, result))));
+    if (toward(r, y, 0)) {
+        NodeId square = mul(r, result, result);
+        give(r, y, 0, mul(r, g, build_2(&r->b, OP_SUB, number(r, 1, g), square)));
+    }
 }
 
 /* a += g y (1 - y) */

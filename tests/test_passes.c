@@ -115,8 +115,8 @@ static bool matches_golden(const char *path, const Text *text) {
     char *expected = read_file(path, 1 << 24, &length);
     bool same = expected && strcmp(expected, text_string(text)) == 0;
     if (!same)
-        print_error("%s: expected\n%s\nbut got\n%s\n", path, expected ? expected : "(no file)",
-                    text_string(text));
+        printf("%s: expected\n%s\nbut got\n%s\n", path, expected ? expected : "(no file)",
+               text_string(text)); /* cmocka cuts long messages */
     free(expected);
     return same;
 }
