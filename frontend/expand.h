@@ -23,7 +23,7 @@
 
 enum { MAX_DEPTH = 1000 };     /* of expressions and calls within each other */
 enum { MAX_SCOPE_DEPTH = 60 }; /* of block instances; a selector is matched in 64 bits */
-enum { MAX_STEPS = 16000000 }; /* expressions and statements evaluated for one model */
+enum { MAX_STEPS = 12000000 }; /* expressions and statements evaluated for one model */
 enum { AXIS_RESERVE = 1024 };  /* axes left to the passes */
 #define MAX_INTEGER (INT64_C(1) << 60)
 

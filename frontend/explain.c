@@ -6,6 +6,7 @@
 #include <string.h>
 
 enum { MAX_EXCERPT = 60, MAX_CHAIN = 6, MAX_EXPLAINED = 6 };
+enum { STEPS_PER_ERROR = 1000 }; /* a call repeated a million times is soon broken off */
 
 int error_count(const Expander *x) {
     return diagnostics_errors(x->diagnostics);
@@ -50,6 +51,7 @@ Diagnostic *complain(Expander *x, const Frame *f, Span span, const char *format,
     Text text = {0};
     text_vprintf(&text, format, args);
     va_end(args);
+    x->steps += STEPS_PER_ERROR;
     Diagnostic *d = error_at(x->diagnostics, span, "%s", text_string(&text));
     text_free(&text);
     explain_calls(x, d, f);
