@@ -268,9 +268,11 @@ Value eval_where(Expander *x, Frame *f, const Expr *e, const Value *values,
     int64_t one = bound_of(values[1]), other = bound_of(values[2]);
     if (dtype != TYPE_I32 || one == 0 || other == 0)
         return tensor_value(chosen);
-    Value wider = one >= other ? values[1] : values[2];
-    return bounded_value(chosen, one > other ? one : other,
-                         wider.kind == VALUE_TENSOR ? wider.below_axis : -1);
+    int64_t below = one > other ? one : other;
+    int32_t axis = one == below && values[1].kind == VALUE_TENSOR ? values[1].below_axis : -1;
+    if (axis < 0 && other == below && values[2].kind == VALUE_TENSOR)
+        axis = values[2].below_axis;
+    return bounded_value(chosen, below, axis);
 }
 
 /* ---- powers ---------------------------------------------------------------------------------

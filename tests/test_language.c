@@ -145,6 +145,8 @@ static void test_gather(void **state) {
     check("param w: [V] ~ zeros\n minimize mean(w[tokens])", (1 + 2 + 3 + 5 + 4 + 2) / 6.0);
     check("param w: [V] ~ zeros\n minimize mean(w[V = (tokens + 1) % V])",
           (2 + 3 + 4 + 1 + 5 + 3) / 6.0);
+    check("param w: [V] ~ zeros\n minimize mean(w[where(tokens == 0, 4, tokens)])",
+          (5 + 2 + 3 + 5 + 4 + 2) / 6.0);
     check("param w: [V] ~ zeros\n minimize mean(w[where(tokens == 4, 0, tokens)])",
           (1 + 2 + 3 + 1 + 4 + 2) / 6.0);
 }
