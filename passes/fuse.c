@@ -36,6 +36,7 @@ typedef struct Draft {
     NodeId first, last; /* members, linked by next_member */
     int32_t size;
     int32_t position;   /* in a topological order of the drafts */
+    bool stacks;        /* has a stack */
 } Draft;
 
 typedef struct Fuse {
@@ -257,7 +258,11 @@ static bool sums_fastest(const Fuse *f, const AxisOrder *input, Type kept) {
 
 static Draft draft_for(const Fuse *f, NodeId id) {
     const Node *node = at(f, id);
-    Draft draft = {.kind = GROUP_FLAT, .first = id, .last = id, .size = 1};
+    Draft draft = {.kind = GROUP_FLAT,
+                   .first = id,
+                   .last = id,
+                   .size = 1,
+                   .stacks = node->op == OP_STACK};
     AxisOrder own = placement_order(f, id);
     if (node->op == OP_SUM || node->op == OP_MAX) {
         AxisOrder input = placement_order(f, node->inputs[0]);
@@ -312,6 +317,7 @@ static void absorb(Fuse *f, int32_t into, int32_t from) {
     f->next_member[to->last] = gone->first;
     to->last = gone->last;
     to->size += gone->size;
+    to->stacks |= gone->stacks;
     gone->first = -1;
     f->at[gone->position] = -1;
 }
@@ -345,7 +351,8 @@ static bool join_shapes(const Fuse *f, int32_t early, int32_t later, Draft *join
         return same_order(f, &flat->rows, &full) || same_order(f, &flat->rows, &other->rows);
     }
     if (flat->kind == GROUP_FLAT && other->kind == GROUP_COLUMN)
-        return other == a && same_order(f, &flat->rows, &other->rows) && has_edge(f, a, later);
+        return other == a && !flat->stacks && same_order(f, &flat->rows, &other->rows) &&
+               has_edge(f, a, later);
     if (a->kind != b->kind || (a->kind != GROUP_ROW && a->kind != GROUP_COLUMN))
         return false;
     return same_order(f, &a->rows, &b->rows) && same_order(f, &a->inner, &b->inner) &&

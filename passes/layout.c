@@ -195,15 +195,16 @@ static void axes_before(const Node *node, Order *axes) {
     *axes = before;
 }
 
-/* The axes that a dot sums, in the memory order of the operand that `user` does not compute. */
+/* The axes that a dot sums, in the memory order of its other operand where that is known. */
 static Order summed_order(const Layout *l, const Node *dot, NodeId operand) {
     NodeId other = dot->inputs[0] == operand ? dot->inputs[1] : dot->inputs[0];
+    NodeId fresh = l->rebuild.map[other];
     Order order = {0}, result = {0};
     if (l->old->nodes.data[other].op == OP_STATE) {
         const State *state = &l->module->states.data[l->old->nodes.data[other].attr.integer];
         order_append_all(&order, state->order, state->order_count);
-    } else if (l->rebuild.map[other] >= 0) {
-        order = order_of(l->rebuild.fresh, l->rebuild.map[other]);
+    } else if (fresh >= 0 && node_at(l->rebuild.fresh, fresh)->placement.order_count >= 0) {
+        order = order_of(l->rebuild.fresh, fresh); /* else it is made later, or right now */
     }
     order_append_all(&result, dot->attr.from, dot->attr.from_count);
     if (order.count)
@@ -266,10 +267,11 @@ static bool has_sample_axis(const Module *module, const Order *order) {
 
 /* The axes of an operand that the other lacks.  Those behind the last batch axis come first:
  * queries [B,S,J,G,K] and keys [B,T,J,K] give scores [B,J,G,S,T], a dense [S,T] for each head. */
-static Order own_axes(const Module *module, const Order *operand, Type other) {
+static Order own_axes(const Module *module, const Order *operand, Type other, Type result) {
     int last_batch = -1;
     for (int i = 0; i < operand->count; i++)
-        if (type_has(other, operand->axes[i]) && module->axes.data[operand->axes[i]].size > 1)
+        if (type_has(other, operand->axes[i]) && type_has(result, operand->axes[i]) &&
+            module->axes.data[operand->axes[i]].size > 1)
             last_batch = i;
     Order own = {0};
     for (int pass = 0; pass < 2; pass++)
@@ -279,24 +281,14 @@ static Order own_axes(const Module *module, const Order *operand, Type other) {
     return own;
 }
 
-static bool order_same_set(const Order *a, const Order *b) {
-    for (int i = 0; i < a->count; i++)
-        if (order_find(b, a->axes[i]) < 0)
-            return false;
-    return a->count == b->count;
-}
-
-/* Batch, rows, columns; the operand with the samples gives the rows.  What the consumer sums over
- * goes last when it is several axes of a dot (they become one) or a whole side of a reduction. */
-static Order dot_order(const Layout *l, NodeId old_id, const Node *dot) {
+/* Batch, rows, columns; the operand with the samples gives the rows. */
+static Order plain_dot_order(const Layout *l, const Node *dot) {
     const Function *fresh = l->rebuild.fresh;
     Order a = order_of(fresh, dot->inputs[0]), b = order_of(fresh, dot->inputs[1]);
     Type type_a = node_at(fresh, dot->inputs[0])->type;
     Type type_b = node_at(fresh, dot->inputs[1])->type;
-    Order own[2] = {own_axes(l->module, &a, type_b), own_axes(l->module, &b, type_a)};
-    for (int side = 0; side < 2; side++) /* less the summed ones: both operands have those */
-        for (int i = 0; i < dot->attr.from_count; i++)
-            order_remove(&own[side], dot->attr.from[i]);
+    Order own[2] = {own_axes(l->module, &a, type_b, dot->type),
+                    own_axes(l->module, &b, type_a, dot->type)};
     bool swapped = has_sample_axis(l->module, &own[1]) && !has_sample_axis(l->module, &a);
     Order order = {0};
     const Order *lead = swapped ? &b : &a;
@@ -306,13 +298,38 @@ static Order dot_order(const Layout *l, NodeId old_id, const Node *dot) {
             order_append(&order, lead->axes[i]);
     order_append_all(&order, own[swapped].axes, own[swapped].count);
     order_append_all(&order, own[!swapped].axes, own[!swapped].count);
-    bool by_dot = false;
-    Order summed = summed_later(l, old_id, &by_dot);
-    if (by_dot ? summed.count > 1
-               : summed.count && (order_same_set(&summed, &own[0]) ||
-                                  order_same_set(&summed, &own[1])))
-        order_move_last(&order, &summed);
     return order;
+}
+
+/* Does a product's result need to run along another axis than it does? */
+static bool batch_is_fastest(const Layout *l, const Node *dot, const Order *order) {
+    bool other_extent = false, batch = false;
+    for (int i = 0; i < order->count; i++) {
+        if (l->module->axes.data[order->axes[i]].size == 1)
+            continue;
+        batch = type_has(node_at(l->rebuild.fresh, dot->inputs[0])->type, order->axes[i]) &&
+                type_has(node_at(l->rebuild.fresh, dot->inputs[1])->type, order->axes[i]);
+        other_extent |= !batch;
+    }
+    return batch && other_extent;
+}
+
+/* What the consumer sums over goes last when it is several axes of a dot (they become one) or a
+ * whole side of a reduction. */
+static Order dot_order(const Layout *l, NodeId old_id, const Node *dot) {
+    Order plain = plain_dot_order(l, dot), order = plain;
+    Type type_a = node_at(l->rebuild.fresh, dot->inputs[0])->type;
+    bool by_dot = false, whole_side = true;
+    Order summed = summed_later(l, old_id, &by_dot);
+    for (int i = 0; i < order.count; i++) {
+        /* the side of the first of them has no other axis */
+        bool same_side = summed.count && type_has(type_a, order.axes[i]) ==
+                                             type_has(type_a, summed.axes[0]);
+        whole_side &= !same_side || order_find(&summed, order.axes[i]) >= 0;
+    }
+    if (by_dot ? summed.count > 1 : summed.count && whole_side)
+        order_move_last(&order, &summed);
+    return batch_is_fastest(l, dot, &order) ? plain : order;
 }
 
 static Order view_order(const Function *function, const Node *node) {
@@ -605,7 +622,7 @@ static void visit_dot(Layout *l, NodeId id) {
     int blocking;
     if (product_fits(l, dot, &blocking))
         return;
-    Order wanted = order_of(fresh, dot), natural = dot_order(l, id, node_at(fresh, dot));
+    Order wanted = order_of(fresh, dot), natural = plain_dot_order(l, node_at(fresh, dot));
     int64_t size = type_elements(l->module, old->type);
     bool small = size <= type_elements(l->module, node_at(fresh, operands[blocking == 1])->type);
     if (blocking == 2 || !l->forced[id] || small)
