@@ -21,8 +21,7 @@ struct Builtin {
 
 enum { MAX_ARGS = 3 };
 
-/* ---- arguments ------------------------------------------------------------------------------
- */
+/* ---- arguments ----------------------------------------------------------------------- */
 
 static int count_args(const Expr *e) {
     int count = 0;
@@ -69,8 +68,7 @@ static bool want_graph(Expander *x, Frame *f, const Expr *e) {
     return false;
 }
 
-/* ---- maps -----------------------------------------------------------------------------------
- */
+/* ---- maps ---------------------------------------------------------------------------- */
 
 static Value fold_number(Expander *x, Frame *f, const Expr *e, const Builtin *builtin,
                          Number number) {
@@ -118,8 +116,7 @@ static Value apply_where(Expander *x, Frame *f, const Expr *e, const Builtin *bu
                                                 : poison;
 }
 
-/* ---- sums and products ----------------------------------------------------------------------
- */
+/* ---- sums and products --------------------------------------------------------------- */
 
 /* The axes of the one group; without a group, all of the value's. */
 static bool reduced_axes(Expander *x, Frame *f, const Expr *e, Value value, AxisList *axes) {

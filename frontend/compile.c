@@ -6,8 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* ---- the items by name ----------------------------------------------------------------------
- */
+/* ---- the items by name --------------------------------------------------------------- */
 
 const Item *find_item(const Expander *x, const char *name, const Source *from) {
     int64_t at = string_map_get(&x->items_by_name, name, -1);

@@ -6,8 +6,7 @@
 #include <inttypes.h>
 #include <string.h>
 
-/* ---- tables -------------------------------------------------------------------------------
- */
+/* ---- tables -------------------------------------------------------------------------- */
 
 Dim *dim_new(Expander *x, const char *name, Span declared) {
     Dim *dim = arena_alloc(x->arena, sizeof *dim);
@@ -53,8 +52,7 @@ void table_free(DimTable *table) {
     array_free(&table->dims);
 }
 
-/* ---- settling ------------------------------------------------------------------------------
- */
+/* ---- settling ------------------------------------------------------------------------ */
 
 void dim_set(Dim *dim, SetBy by, const char *setter, Span set, const Expr *value,
              DimTable *home) {
@@ -146,8 +144,7 @@ bool evaluate_whole(Expander *x, const Expr *e, DimTable *table, const char *wha
     return fine;
 }
 
-/* ---- declarations and presets --------------------------------------------------------------
- */
+/* ---- declarations and presets -------------------------------------------------------- */
 
 static const char *nearest_in(const DimTable *table, const char *name) {
     ARRAY(const char *) names = {0};
@@ -215,8 +212,7 @@ void declare_globals(Expander *x) {
         }
 }
 
-/* ---- -D ------------------------------------------------------------------------------------
- */
+/* ---- -D ------------------------------------------------------------------------------ */
 
 struct ParsedDefine {
     const char *name;

@@ -8,8 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* ---- work -----------------------------------------------------------------------------------
- */
+/* ---- work ---------------------------------------------------------------------------- */
 
 Builder builder_at(Expander *x, const Frame *f, Span span) {
     Builder b = builder(x->function);
@@ -32,8 +31,7 @@ bool spend_step(Expander *x, const Frame *f, Span span) {
     return false;
 }
 
-/* ---- names ----------------------------------------------------------------------------------
- */
+/* ---- names --------------------------------------------------------------------------- */
 
 /* A value takes the name it is bound to, when it has none and belongs to this block. */
 static void name_node(Expander *x, const Frame *f, Value value, const char *name) {
@@ -92,8 +90,7 @@ static void execute_dim(Expander *x, Frame *f, const Statement *s) {
     }
 }
 
-/* ---- control --------------------------------------------------------------------------------
- */
+/* ---- control ------------------------------------------------------------------------- */
 
 static void execute_if(Expander *x, Frame *f, const Statement *s) {
     Number condition = eval_number(x, f, s->value, "the condition of an `if`");
@@ -203,8 +200,7 @@ static void execute_return(Expander *x, Frame *f, const Statement *s) {
     f->result_span = s->value->span;
 }
 
-/* ---- parameters -----------------------------------------------------------------------------
- */
+/* ---- parameters ---------------------------------------------------------------------- */
 
 static bool init_number(Expander *x, Frame *f, const Expr *call, double *number) {
     if (!call->args || call->args->next || call->groups) {
@@ -325,8 +321,7 @@ static void execute_param(Expander *x, Frame *f, const Statement *s) {
     }
 }
 
-/* ---- inputs and losses ----------------------------------------------------------------------
- */
+/* ---- inputs and losses --------------------------------------------------------------- */
 
 /* These stand in the model's own body, outside loops. */
 static bool in_model(Expander *x, Frame *f, const Statement *s, const char *what) {
@@ -498,8 +493,7 @@ static void execute_observe(Expander *x, Frame *f, const Statement *s) {
     add_metric(x, path, node_of(x, f, s->value->span, value, TYPE_F32), s->names[0].span);
 }
 
-/* ---- statements -----------------------------------------------------------------------------
- */
+/* ---- statements ---------------------------------------------------------------------- */
 
 static void execute_statement(Expander *x, Frame *f, const Statement *s) {
     switch (s->kind) {

@@ -30,8 +30,7 @@ enum { AXIS_RESERVE = 1024 };  /* axes left to the passes */
 typedef struct Expander Expander;
 typedef struct Frame Frame;
 
-/* ---- number.c ------------------------------------------------------------------------------
- */
+/* ---- number.c ------------------------------------------------------------------------ */
 typedef enum NumberKind { NUMBER_POISON, NUMBER_BOOL, NUMBER_INTEGER, NUMBER_REAL } NumberKind;
 typedef struct Number {
     NumberKind kind;
@@ -49,8 +48,7 @@ bool number_whole(Number number, int64_t *integer);
 Number number_unary(Expander *x, Frame *f, const Expr *e, Number a);
 Number number_binary(Expander *x, Frame *f, const Expr *e, Number a, Number b);
 
-/* ---- compile_time.c ------------------------------------------------------------------------
- */
+/* ---- compile_time.c ------------------------------------------------------------------ */
 typedef enum SetBy { SET_DEFAULT, SET_PRESET, SET_PLAN, SET_DEFINE, SET_ARGUMENT } SetBy;
 
 /* A compile-time value with a name, which may serve as an axis. */
@@ -104,8 +102,7 @@ Number evaluate(Expander *x, const Expr *e, DimTable *table);
 bool evaluate_whole(Expander *x, const Expr *e, DimTable *table, const char *what,
                     int64_t least, int64_t *value);
 
-/* ---- values and frames (names.c) -----------------------------------------------------------
- */
+/* ---- values and frames (names.c) ----------------------------------------------------- */
 typedef struct AxisList {
     int count;
     AxisId axes[MAX_AXES];
@@ -188,11 +185,10 @@ bool axes_of_names(Expander *x, Frame *f, const Name *names, int count, AxisList
 bool axes_of_args(Expander *x, Frame *f, const Expr *args, int count, AxisList *axes);
 bool axis_list_add(Expander *x, AxisList *axes, AxisId axis, Span span);
 bool axis_list_has(const AxisList *axes, AxisId axis);
-const char *nearest_visible(Expander *x, Frame *f, const char *name);
+const char *nearest_visible(Frame *f, const char *name);
 AxisId new_axis(Expander *x, Dim *dim, int64_t size); /* and remembers who set it */
 
-/* ---- explain.c -----------------------------------------------------------------------------
- */
+/* ---- explain.c ----------------------------------------------------------------------- */
 /* An error at a place; notes of the call chain are added when a frame is given. */
 Diagnostic *complain(Expander *x, const Frame *f, Span span, const char *format, ...)
     PRINTF_LIKE(4, 5);
@@ -213,8 +209,7 @@ void suggest_rename(Expander *x, Diagnostic *d, const AxisList *want, const Expr
                     const AxisList *have);
 AxisList axes_only_in(Type a, Type b);
 
-/* ---- expand.c ------------------------------------------------------------------------------
- */
+/* ---- expand.c ------------------------------------------------------------------------ */
 typedef ARRAY(const Item *) Chain;
 typedef struct ItemEntry {
     const Item *item;
@@ -258,16 +253,14 @@ const char *path_join(Expander *x, const char *path, const char *name);
 bool spend_step(Expander *x, const Frame *f, Span span);
 bool parse_init(Expander *x, Frame *f, const Statement *s, Init *init);
 
-/* ---- expand_expr.c -------------------------------------------------------------------------
- */
+/* ---- expand_expr.c ------------------------------------------------------------------- */
 Value eval(Expander *x, Frame *f, const Expr *e);
 /* A compile-time number; poison after reporting that `what` must be one. */
 Number eval_number(Expander *x, Frame *f, const Expr *e, const char *what);
 bool eval_whole(Expander *x, Frame *f, const Expr *e, const char *what, int64_t least,
                 int64_t *value);
 
-/* ---- expand_call.c -------------------------------------------------------------------------
- */
+/* ---- expand_call.c ------------------------------------------------------------------- */
 /* A call of a block or fn.  label: NULL or the component's name. */
 Value eval_item_call(Expander *x, Frame *f, const Expr *e, const Item *item, const Name *label);
 /* Binds a call's arguments to an item's formals in `callee`; formals that are bound already are
@@ -281,8 +274,7 @@ bool claim_path(Expander *x, Frame *f, const char *path, Span span, const char *
 Binding *bind_value(Frame *f, Name name, Value value);
 Binding *bind_number(Expander *x, Frame *callee, Name formal, Number number, Span span);
 
-/* ---- expand_tensor.c -----------------------------------------------------------------------
- */
+/* ---- expand_tensor.c ----------------------------------------------------------------- */
 /* Would a tensor of this type be too large, or one node more too many?  False after reporting.
  */
 bool affordable(Expander *x, const Frame *f, Span span, Type type);
@@ -308,20 +300,17 @@ int64_t bound_of(Value value);
 /* Says why `axis` is not in the value of `e`, where that can be told. */
 bool explain_missing(Expander *x, Diagnostic *d, const Expr *e, Value value, AxisId axis);
 
-/* ---- expand_index.c ------------------------------------------------------------------------
- */
+/* ---- expand_index.c ------------------------------------------------------------------ */
 Value eval_index(Expander *x, Frame *f, const Expr *e);
 
-/* ---- builtins.c ----------------------------------------------------------------------------
- */
+/* ---- builtins.c ---------------------------------------------------------------------- */
 bool is_builtin(const char *name);
 Value eval_builtin(Expander *x, Frame *f, const Expr *e);
 int builtin_names(const char **names, int limit);
 /* May a value depend on other elements than its own?  (dot, sum, x[…] …) */
 bool statements_cross_elements(const Expander *x, const Statement *body);
 
-/* ---- selector.c ----------------------------------------------------------------------------
- */
+/* ---- selector.c ---------------------------------------------------------------------- */
 bool selector_matches_path(Expander *x, const Selector *selector, DimTable *table,
                            const char *path);
 /* Reports a selector (or one of its {a,b}) that matches none of the paths.  what: "parameter".
@@ -329,8 +318,7 @@ bool selector_matches_path(Expander *x, const Selector *selector, DimTable *tabl
 bool check_selector(Expander *x, const Selector *selector, DimTable *table,
                     const char *const *paths, int64_t count, const char *what);
 
-/* ---- plan.c --------------------------------------------------------------------------------
- */
+/* ---- plan.c -------------------------------------------------------------------------- */
 typedef ARRAY(const char *) Paths;
 void declare_plan(Expander *x); /* its chain, dims, presets and `set` */
 void check_plan(Expander *x);   /* after expansion: selectors, factorized weights */
@@ -340,8 +328,7 @@ void factorized_paths(Expander *x, bool values, Paths *paths);
 /* Marks what reaches a write; one byte a node, to be freed. */
 unsigned char *live_nodes(const Function *function);
 
-/* ---- recipe.c ------------------------------------------------------------------------------
- */
+/* ---- recipe.c ------------------------------------------------------------------------ */
 void declare_recipe(Expander *x); /* chain, dims, presets */
 void settle_recipe(Expander *x);  /* values; after all dims have their voices */
 void check_recipe(Expander *x);   /* after expansion: every weight has an optimizer */
@@ -353,15 +340,13 @@ bool recipe_knows(Expander *x, const char *name); /* may -D give it? */
 int recipe_names(Expander *x, const char **names, int limit);
 void recipe_free(Expander *x);
 
-/* ---- compile.c -----------------------------------------------------------------------------
- */
+/* ---- compile.c ----------------------------------------------------------------------- */
 /* The plan or recipe asked for by NAME or FILE:NAME; NULL after reporting. */
 const Item *requested_item(Expander *x, ItemKind kind, const char *request);
 /* The item and what it extends, bases first, each once.  Cycles are reported. */
 void extension_chain(Expander *x, const Item *item, Chain *chain);
 
-/* ---- optimizer.c ---------------------------------------------------------------------------
- */
+/* ---- optimizer.c --------------------------------------------------------------------- */
 void optimizer_state(Expander *x, Frame *f, const Statement *s);
 void optimizer_next(Expander *x, Frame *f, const Statement *s);
 /* Is its text well formed (p, g, an lr; p untyped or [I -> O])?  Reports. */

@@ -6,8 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* ---- binding one formal ---------------------------------------------------------------------
- */
+/* ---- binding one formal -------------------------------------------------------------- */
 
 static void bind_poison(Frame *callee, const Parameter *formal) {
     bind_value(callee, formal->name, poison);
@@ -20,7 +19,7 @@ static void bind_tensor(Expander *x, Frame *caller, Frame *callee, const Paramet
 }
 
 /* Passes on what one name stands for in the caller.  False: the name is no axis or number. */
-static bool bind_same(Expander *x, Frame *caller, Frame *callee, const Parameter *formal,
+static bool bind_same(Frame *caller, Frame *callee, const Parameter *formal,
                       const Expr *argument) {
     const Binding *found = frame_find(caller, argument->name.text);
     Binding given = found ? *found : (Binding){0};
@@ -36,7 +35,6 @@ static bool bind_same(Expander *x, Frame *caller, Frame *callee, const Parameter
     binding->dim = given.dim;
     binding->axes = given.axes;
     binding->argument = argument;
-    (void)x;
     return true;
 }
 
@@ -49,7 +47,7 @@ static bool is_axis_list(const Expr *argument) {
 static void bind_axes_or_number(Expander *x, Frame *caller, Frame *callee,
                                 const Parameter *formal, const Expr *args, int count) {
     if (count == 1 && !is_axis_list(args)) {
-        if (args->kind == EXPR_NAME && bind_same(x, caller, callee, formal, args))
+        if (args->kind == EXPR_NAME && bind_same(caller, callee, formal, args))
             return;
         Value value = eval(x, caller, args);
         if (value.kind == VALUE_NUMBER) {
@@ -81,8 +79,7 @@ static void bind_formal(Expander *x, Frame *caller, Frame *callee, const Paramet
         bind_axes_or_number(x, caller, callee, formal, args, count);
 }
 
-/* ---- binding a call's arguments -------------------------------------------------------------
- */
+/* ---- binding a call's arguments ------------------------------------------------------ */
 
 typedef struct Binder {
     Expander *x;
@@ -318,8 +315,7 @@ void bind_arguments(Expander *x, Frame *caller, const Expr *call, const Item *it
     check_formal_types(&b);
 }
 
-/* ---- components -----------------------------------------------------------------------------
- */
+/* ---- components ---------------------------------------------------------------------- */
 
 bool claim_path(Expander *x, Frame *f, const char *path, Span span, const char *component) {
     Instance *instance = f->instance;

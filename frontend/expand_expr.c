@@ -6,8 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* ---- leaves ---------------------------------------------------------------------------------
- */
+/* ---- leaves -------------------------------------------------------------------------- */
 
 static Value eval_literal(Expander *x, Frame *f, const Expr *e) {
     size_t digits = e->literal ? strspn(e->literal, "0123456789") : 0;
@@ -58,7 +57,7 @@ static Value unknown_name(Expander *x, Frame *f, const Expr *e) {
         return poison;
     }
     Diagnostic *d = complain(x, f, e->span, "nothing here is named %s", name);
-    const char *nearest = nearest_visible(x, f, name);
+    const char *nearest = nearest_visible(f, name);
     if (nearest)
         help(d, "did you mean %s?", nearest);
     return poison;
@@ -74,8 +73,7 @@ static Value eval_name(Expander *x, Frame *f, const Expr *e) {
     return unknown_name(x, f, e);
 }
 
-/* ---- if, calls, labels ----------------------------------------------------------------------
- */
+/* ---- if, calls, labels --------------------------------------------------------------- */
 
 static Value eval_if(Expander *x, Frame *f, const Expr *e) {
     Value condition = eval(x, f, e->a);
@@ -146,8 +144,7 @@ static Value eval_label(Expander *x, Frame *f, const Expr *e) {
     return poison;
 }
 
-/* ---- any expression -------------------------------------------------------------------------
- */
+/* ---- any expression ------------------------------------------------------------------ */
 
 static Value eval_kind(Expander *x, Frame *f, const Expr *e) {
     switch (e->kind) {

@@ -11,8 +11,7 @@
 
 enum { MAX_MULTIPLIED_POWER = 64, NODE_RESERVE = 1000, MAX_OPERANDS = 3 };
 
-/* ---- limits ---------------------------------------------------------------------------------
- */
+/* ---- limits -------------------------------------------------------------------------- */
 
 bool affordable(Expander *x, const Frame *f, Span span, Type type) {
     if (x->function->nodes.count > MAX_NODES - NODE_RESERVE) {
@@ -40,8 +39,7 @@ bool union_affordable(Expander *x, const Frame *f, Span span, Type a, Type b) {
     return false;
 }
 
-/* ---- conversions ----------------------------------------------------------------------------
- */
+/* ---- conversions --------------------------------------------------------------------- */
 
 NodeId node_of(Expander *x, Frame *f, Span span, Value value, DataType dtype) {
     Builder b = builder_at(x, f, span);
@@ -98,8 +96,7 @@ static DataType common_dtype(const Expander *x, const Value *values, int count) 
     return scalar && !other ? TYPE_F64 : whole ? TYPE_I32 : TYPE_F32;
 }
 
-/* ---- axes of operands -----------------------------------------------------------------------
- */
+/* ---- axes of operands ---------------------------------------------------------------- */
 
 static bool is_float_tensor(const Expander *x, Value value) {
     return value.kind == VALUE_TENSOR && dtype_is_float(value_type(x, value).dtype);
@@ -187,8 +184,7 @@ Value eval_map(Expander *x, Frame *f, const Expr *e, Op op, MapTyping typing,
     return tensor_value(build_n(&b, op, nodes, count));
 }
 
-/* ---- comparisons and logic ------------------------------------------------------------------
- */
+/* ---- comparisons and logic ----------------------------------------------------------- */
 
 static bool all_masks(const Expander *x, const Value *values, int count) {
     for (int i = 0; i < count; i++)
@@ -275,8 +271,7 @@ Value eval_where(Expander *x, Frame *f, const Expr *e, const Value *values,
     return bounded_value(chosen, below, axis);
 }
 
-/* ---- powers ---------------------------------------------------------------------------------
- */
+/* ---- powers -------------------------------------------------------------------------- */
 
 /* a^n by squaring, n >= 1 */
 static NodeId multiply_out(Builder *b, NodeId a, int64_t n) {
@@ -353,8 +348,7 @@ static Value eval_power(Expander *x, Frame *f, const Expr *e, const Value *value
     return poison;
 }
 
-/* ---- operators ------------------------------------------------------------------------------
- */
+/* ---- operators ----------------------------------------------------------------------- */
 
 Value eval_unary(Expander *x, Frame *f, const Expr *e) {
     Value a = eval(x, f, e->a);
@@ -413,8 +407,7 @@ Value eval_binary(Expander *x, Frame *f, const Expr *e) {
     }
 }
 
-/* ---- annotations ----------------------------------------------------------------------------
- */
+/* ---- annotations --------------------------------------------------------------------- */
 
 /* The dot that a value comes from through maps, or -1. */
 static NodeId dot_behind(const Expander *x, NodeId node) {

@@ -58,8 +58,7 @@ Diagnostic *complain(Expander *x, const Frame *f, Span span, const char *format,
     return d;
 }
 
-/* ---- axes ----------------------------------------------------------------------------------
- */
+/* ---- axes ---------------------------------------------------------------------------- */
 
 const char *axis_name(const Expander *x, AxisId axis) {
     return x->module->axes.data[axis].name;
@@ -165,8 +164,7 @@ void explain_names(Expander *x, Frame *f, Diagnostic *d, const Expr *e) {
         explain_names_below(x, f, d, e, &left);
 }
 
-/* ---- two sides that do not agree ------------------------------------------------------------
- */
+/* ---- two sides that do not agree ----------------------------------------------------- */
 
 AxisList axes_only_in(Type a, Type b) {
     AxisList only = {0};

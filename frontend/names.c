@@ -8,8 +8,7 @@
 
 enum { FEW_BINDINGS = 24 }; /* searched one by one; more are indexed */
 
-/* ---- values ---------------------------------------------------------------------------------
- */
+/* ---- values -------------------------------------------------------------------------- */
 
 Value number_value(Number number) {
     if (number.kind == NUMBER_POISON)
@@ -33,8 +32,7 @@ Type value_type(const Expander *x, Value value) {
     return node_at(x->function, value.node)->type;
 }
 
-/* ---- frames ---------------------------------------------------------------------------------
- */
+/* ---- frames -------------------------------------------------------------------------- */
 
 Frame frame_begin(Frame *caller, const Item *item, DimTable *table) {
     return (Frame){.caller = caller,
@@ -111,7 +109,7 @@ Dim *visible_dim(Frame *f, const char *name) {
     return table_find(f->table, name);
 }
 
-const char *nearest_visible(Expander *x, Frame *f, const char *name) {
+const char *nearest_visible(Frame *f, const char *name) {
     ARRAY(const char *) names = {0};
     for (int64_t i = 0; i < f->bindings.count; i++)
         array_push(&names, f->bindings.data[i].name);
@@ -120,12 +118,10 @@ const char *nearest_visible(Expander *x, Frame *f, const char *name) {
             array_push(&names, table->dims.data[i]->name);
     const char *nearest = nearest_name(name, names.data, (int)names.count);
     array_free(&names);
-    (void)x;
     return nearest;
 }
 
-/* ---- axes -----------------------------------------------------------------------------------
- */
+/* ---- axes ---------------------------------------------------------------------------- */
 
 AxisId new_axis(Expander *x, Dim *dim, int64_t size) {
     Span declared = dim->set_by == SET_ARGUMENT ? dim->set : dim->declared;
@@ -164,7 +160,7 @@ bool axis_list_add(Expander *x, AxisList *axes, AxisId axis, Span span) {
 static bool unknown_axis(Expander *x, Frame *f, Name name) {
     Diagnostic *d =
         complain(x, f, name.span, "nothing here is named %s, so it is no axis", name.text);
-    const char *nearest = nearest_visible(x, f, name.text);
+    const char *nearest = nearest_visible(f, name.text);
     if (nearest)
         help(d, "did you mean %s?", nearest);
     else

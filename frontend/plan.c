@@ -34,7 +34,7 @@ static void apply_set(Expander *x, DimTable *table, const Directive *d, const ch
     Diagnostic *diagnostic = complain(
         x, NULL, d->name.span, "`set` is about %s, which is no dim or flag", d->name.text);
     Frame frame = frame_begin(NULL, NULL, table);
-    const char *nearest = nearest_visible(x, &frame, d->name.text);
+    const char *nearest = nearest_visible(&frame, d->name.text);
     frame_end(&frame);
     if (nearest)
         help(diagnostic, "did you mean %s?", nearest);

@@ -204,8 +204,7 @@ static void collect_near(Matcher *m, const Selector *selector, int taken,
     }
 }
 
-static void explain_near(Expander *x, Diagnostic *d, const SelectorPart *failing,
-                         const Near *near) {
+static void explain_near(Diagnostic *d, const SelectorPart *failing, const Near *near) {
     Text all = {0};
     for (int i = 0; i < near->count; i++)
         text_printf(&all, "%s%s", i ? ", " : "", near->names[i]);
@@ -223,7 +222,6 @@ static void explain_near(Expander *x, Diagnostic *d, const SelectorPart *failing
              near->more ? ", …" : "");
     }
     text_free(&all);
-    (void)x;
 }
 
 static void complain_no_match(Matcher *m, const Selector *selector, Span span,
@@ -236,7 +234,7 @@ static void complain_no_match(Matcher *m, const Selector *selector, Span span,
     for (int taken = length - 1; taken >= 0; taken--) {
         collect_near(m, selector, taken, paths, count, &near);
         if (near.count > 0) {
-            explain_near(m->x, d, part_at(m, selector, taken), &near);
+            explain_near(d, part_at(m, selector, taken), &near);
             return;
         }
     }

@@ -24,8 +24,7 @@ static void assert_near(double got, double wanted, double tolerance) {
         fail_msg("%.17g is not %.17g within %g", got, wanted, tolerance);
 }
 
-/* ---- compiling ------------------------------------------------------------------------------
- */
+/* ---- compiling ----------------------------------------------------------------------- */
 
 enum { MAX_DEFINES = 8, MAX_WORDS = 40 };
 
