@@ -27,7 +27,9 @@ bool spend_step(Expander *x, const Frame *f, Span span) {
     if (++x->steps <= MAX_STEPS)
         return true;
     x->exhausted = true;
-    complain(x, f, span, "the model takes more than %d steps to expand", MAX_STEPS);
+    for (; f && f->caller && f->caller->item; f = f->caller)
+        span = f->caller->item->kind == ITEM_MODEL ? f->call : span; /* where it all began */
+    complain(x, NULL, span, "the model takes more than %d steps to expand", MAX_STEPS);
     return false;
 }
 
