@@ -32,7 +32,7 @@ $(BUILD)/colac: $(BUILD)/driver/main.o $(BUILD)/libcolac.a
 	$(call SHOW,CC)$(CC) $(CFLAGS) $(LDFLAGS) -rdynamic -o $@ $^ $(LDLIBS)
 
 $(BUILD)/libcolac.a: $(OBJECTS) $(EMBEDDED_OBJECTS)
-	$(call SHOW,AR)rm -f $@ && ar rcs $@ $^
+	$(call SHOW,AR)rm -f $@ && ar qcs $@ $^
 
 $(BUILD)/%.o: %.c | $(BUILD)/.packages-build
 	@mkdir -p $(@D)
