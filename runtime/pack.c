@@ -95,8 +95,11 @@ static bool write_tokens(ShardWriter *writer, const unsigned char *bytes, int64_
 
 /* ---- the split ----------------------------------------------------------------------------- */
 
+/* One of every twenty in a row, which one by the hash of their number. */
 static bool is_validation_block(int64_t block) {
-    return hash_bytes(&block, sizeof block, 0) % VALIDATION_SHARE == 0;
+    int64_t group = block / VALIDATION_SHARE;
+    uint64_t hash = hash_bytes(&group, sizeof group, 0);
+    return (uint64_t)(block % VALIDATION_SHARE) == hash % VALIDATION_SHARE;
 }
 
 /* Writes the block held back, and holds the current one back instead. */

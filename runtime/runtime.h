@@ -236,9 +236,9 @@ bool token_data_fill(const TokenData *data, SampleOrder order, uint64_t seed, in
 
 /* ---- pack.c -------------------------------------------------------------------------------- */
 /* Bytes of the texts (plain, .gz, .dz; `-`: standard input) as uint16 tokens in llm.c shards
- * DIR/train_000.bin … and DIR/val_000.bin …, with DIR/data.json saying what made them.  About
- * every 20th block of 64 KiB is for validation, by a hash of its index; where that hits none, the
- * last twentieth of the text (at most its last block).  The folder appears whole or not at all;
+ * DIR/train_000.bin … and DIR/val_000.bin …, with DIR/data.json saying what made them.  Of every
+ * 20 blocks of 64 KiB one, by a hash, is for validation; where that hits none, the last twentieth
+ * of the text (at most its last block).  The folder appears whole or not at all;
  * one that exists and is not empty is refused. */
 typedef struct PackReport {
     int64_t train_tokens, validation_tokens;

@@ -123,10 +123,10 @@ static json_t *parse_header(TensorFile *file, Diagnostics *diagnostics) {
         return NULL;
     }
     const char *text = (const char *)file->bytes + 8;
-    int64_t opened = 0;
+    int64_t values = 0;
     for (uint64_t i = 0; i < length; i++)
-        opened += text[i] == '{' || text[i] == '[';
-    if (opened > 3 * (int64_t)MAX_TENSORS + 2) {
+        values += text[i] == '{' || text[i] == '[' || text[i] == ',';
+    if (values > (int64_t)MAX_TENSORS * (MAX_AXES + 6)) { /* an object, two arrays, their parts */
         refuse(file, diagnostics, "its header describes more than %d tensors", (int)MAX_TENSORS);
         return NULL;
     }
