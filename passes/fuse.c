@@ -536,11 +536,20 @@ static int64_t bytes_of(const Fuse *f, NodeId id) {
     return elements > INT64_MAX / 64 ? INT64_MAX / 8 : elements * bytes;
 }
 
-/* What computing a value again would take: FLOPs an element, and bytes that would have to be
- * stored, or stored for longer. */
+/* Memory is paid for by size and time: what keeping `bytes` from one time to another takes. */
+static double memory_time(int64_t bytes, int32_t from, int32_t until) {
+    return from < until ? (double)bytes * (until - from) : 0;
+}
+
+/* What computing a value again would take: FLOPs an element, and memory that would have to be kept,
+ * or kept for longer, for that. */
 typedef struct Recompute {
+    int64_t bytes;  /* of the value */
+    int32_t until;  /* when it is read last */
+    double stored;  /* what storing it would take */
     int cost;
-    int64_t bytes;
+    double kept;
+    int large_count; /* values of its own size that are read in its place */
     int frontier_count;
     NodeId frontier[MAX_FRONTIER];
 } Recompute;
@@ -550,33 +559,36 @@ static bool may_recompute(const Fuse *f, NodeId id) {
            !f->in_memory[id];
 }
 
-/* A value of which the recomputation reads the memory, until `until`. */
-static bool add_frontier(const Fuse *f, NodeId id, int32_t until, Recompute *plan) {
+static double keeping(const Fuse *f, NodeId id, const Recompute *plan) {
+    return memory_time(bytes_of(f, id), f->last_use[id], plan->until);
+}
+
+/* A value of which the recomputation reads the memory. */
+static bool add_frontier(const Fuse *f, NodeId id, Recompute *plan) {
     for (int i = 0; i < plan->frontier_count; i++)
         if (plan->frontier[i] == id)
             return true;
     if (plan->frontier_count == MAX_FRONTIER)
         return false;
     plan->frontier[plan->frontier_count++] = id;
-    if (f->last_use[id] < until)
-        plan->bytes += bytes_of(f, id);
+    plan->kept += keeping(f, id, plan);
+    plan->large_count += bytes_of(f, id) > plan->bytes / 2;
     return true;
 }
 
 /* Walks the operands of a value that would be computed again.  Recursion ends with the cost. */
-static bool plan_recompute(const Fuse *f, NodeId id, int64_t value_bytes, int32_t until,
-                           Recompute *plan) {
+static bool plan_recompute(const Fuse *f, NodeId id, Recompute *plan) {
     const Node *node = at(f, id);
     plan->cost += op_cost(node->op);
     for (int i = 0; i < node->input_count && plan->cost <= RECOMPUTE_COST; i++) {
         NodeId input = node->inputs[i];
         while (node_is_view(at(f, input)))
             input = at(f, input)->inputs[0];
+        bool further = f->real[input] && may_recompute(f, input) &&
+                       keeping(f, input, plan) > plan->stored / 8;
         if (!f->real[input])
             plan->cost += f->free_cost[input];
-        else if (may_recompute(f, input) && bytes_of(f, input) > value_bytes / 8
-                     ? !plan_recompute(f, input, value_bytes, until, plan)
-                     : !add_frontier(f, input, until, plan))
+        else if (further ? !plan_recompute(f, input, plan) : !add_frontier(f, input, plan))
             return false;
     }
     return plan->cost <= RECOMPUTE_COST;
@@ -596,17 +608,18 @@ static bool is_broadcast(const Fuse *f, NodeId id) {
     return false;
 }
 
-/* Is memory for the value dearer than computing it in every group that reads it? */
+/* Is memory for the value dearer than computing it in every group that reads it?  Where memory is
+ * about equal, reading one value in its place is fine, since it need not be written; two are not. */
 static bool better_recomputed(Fuse *f, NodeId id) {
-    int64_t bytes = bytes_of(f, id);
-    Recompute plan = {0};
-    if (f->no_fuse || !may_recompute(f, id) ||
-        !plan_recompute(f, id, bytes, f->outside[id], &plan) ||
-        plan.bytes > bytes + bytes / 4 || (plan.cost > BROADCAST_COST && is_broadcast(f, id)))
+    Recompute plan = {.bytes = bytes_of(f, id), .until = f->outside[id]};
+    plan.stored = memory_time(plan.bytes, time_of(f, id), plan.until);
+    if (f->no_fuse || !may_recompute(f, id) || !plan_recompute(f, id, &plan) ||
+        plan.kept > (plan.large_count > 1 ? 0.5 : 1.25) * plan.stored ||
+        (plan.cost > BROADCAST_COST && is_broadcast(f, id)))
         return false;
     for (int i = 0; i < plan.frontier_count; i++)
-        if (f->last_use[plan.frontier[i]] < f->outside[id])
-            f->last_use[plan.frontier[i]] = f->outside[id];
+        if (f->last_use[plan.frontier[i]] < plan.until)
+            f->last_use[plan.frontier[i]] = plan.until;
     return true;
 }
 
@@ -629,7 +642,7 @@ static int32_t outside_time(const Fuse *f, NodeId id) {
 /* From the last value to the first, so that readers are settled before what they read. */
 static void choose_stores(Fuse *f) {
     for (NodeId id = 0; id < f->count; id++) {
-        f->last_use[id] = -1;
+        f->last_use[id] = f->real[id] ? time_of(f, id) : -1;
         for (int64_t i = f->out_start[id]; i < f->out_start[id + 1]; i++)
             if (!f->out[i].order && time_of(f, f->out[i].node) > f->last_use[id])
                 f->last_use[id] = time_of(f, f->out[i].node);
