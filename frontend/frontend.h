@@ -7,11 +7,15 @@
  *   source.c           loading files, `use`, the built-in library
  *   format.c           `colac fmt`: the canonical layout of a text, comments kept
  *   std.cola           the library, in the language itself (embedded in the program)
- *   compile_time.c     dims, flags, presets, plan `set`, -D: compile-time values
- *   expand.c …         blocks, fns, loops, tensors: the model as a graph of primitives
+ *   compile.c          compile_model: the steps from texts to a module held against its plan
+ *   compile_time.c     dims, flags, presets, plan `set`, -D: compile-time values (number.c)
+ *   expand.c …         statements (expand), expressions (expand_expr), calls of blocks and fns
+ *                      (expand_call), element-wise typing (expand_tensor), x[…] (expand_index),
+ *                      dot, sum, exp … (builtins), names and frames (names), notes (explain)
  *   selector.c         paths with *, **, {a,b}, [0..3]
- *   plan.c             plans: directives, `extends`, where each applies
- *   recipe.c           recipes and optimizers: how it is trained
+ *   plan.c             plans: directives, `extends`, where each applies; placing a block
+ *   recipe.c           recipes: how it is trained
+ *   optimizer.c        an optimizer's text over one state
  */
 #ifndef COLAC_FRONTEND_H
 #define COLAC_FRONTEND_H
@@ -248,7 +252,7 @@ void texts_free(Texts *texts);
  * token.  False after reporting when the text does not parse. */
 bool format_source(const Source *source, Text *out, Diagnostics *diagnostics);
 
-/* ---- expand.c compile_time.c plan.c recipe.c ----------------------------------------------- */
+/* ---- compile.c plan.c optimizer.c selector.c ----------------------------------------------- */
 typedef struct Define { /* -D name=value */
     const char *name, *value;
 } Define;

@@ -214,6 +214,30 @@ static void test_paths(void **state) {
     compiled_free(&made);
 }
 
+/* A layer written by hand has the paths that `factorize` gives. */
+static void test_paths_by_hand(void **state) {
+    (void)state;
+    Compiled made =
+        compile_text("use \"std.cola\"\n"
+                     "dim B = 2, V = 4, D = 4, F = 8, R = 2\n"
+                     "block ffn(x: [B,D]) -> [B,F] { return up: cola(x; D -> F; R) }\n"
+                     "model m {\n"
+                     "    input tokens: int[B] below V\n"
+                     "    param embed: [V -> D] ~ normal(1)\n"
+                     "    x = embed[tokens]\n"
+                     "    for i in 2 { x = x + sum(ffn(x); F) }\n"
+                     "    minimize mean(x)\n"
+                     "}\n"
+                     "plan p { recompute ffn[*] keep **.low }\n",
+                     "--plan p");
+    assert_int_equal(elements(made.compilation->module, weight(&made, "ffn[1].up.A")), 8);
+    assert_int_equal(elements(made.compilation->module, weight(&made, "ffn[0].up.B")), 16);
+    assert_string_equal(type_of_value(&made, "ffn[0].up", "low"), "f32[B,R]");
+    assert_string_equal(type_of_value(&made, "ffn[0].up", "out"), "f32[B,F]");
+    assert_int_equal(made.compilation->later_count, 1);
+    compiled_free(&made);
+}
+
 static void test_types_of_values(void **state) {
     (void)state;
     Compiled made = compile_fine("models/llama.cola", "-D J=2");
@@ -431,6 +455,7 @@ int main(void) {
         cmocka_unit_test(test_parameters_of_every_size),
         cmocka_unit_test(test_parameters_exactly),
         cmocka_unit_test(test_paths),
+        cmocka_unit_test(test_paths_by_hand),
         cmocka_unit_test(test_types_of_values),
         cmocka_unit_test(test_ordinals_repeat),
         cmocka_unit_test(test_precedence),
