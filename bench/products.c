@@ -72,7 +72,7 @@ static Whole whole_prepare(const Product *p, const int64_t *a, const int64_t *b,
           "C");
     check(dnnl_matmul_primitive_desc_create(&description, engine, da, db, NULL, dc, NULL),
           "AB");
-    dnnl_memory_desc_t *ra = (void *)da, *rb = (void *)db, *rc = (void *)dc;
+    const_dnnl_memory_desc_t ra = da, rb = db, rc = dc;
 #else
     dnnl_matmul_desc_t operation;
     check(dnnl_memory_desc_init_by_strides(&da, 3 - skip, ea + skip, dnnl_f32, a + skip), "A");

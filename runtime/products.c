@@ -596,7 +596,7 @@ void product_run(const PreparedProduct *prepared, const float *a, const float *b
         char *own = scratch + omp_get_thread_num() * scratch_bytes;
         /* Of this task alone: the library must not make a team where ours is of one. */
         omp_set_num_threads(1);
-#pragma omp for schedule(dynamic, chunk)
+#pragma omp for schedule(dynamic, chunk) nowait
         for (int64_t unit = 0; unit < units; unit++)
             run_unit(prepared, unit, memory, a, b, c, own);
         for (int i = 0; i < 4; i++)
