@@ -37,6 +37,7 @@ typedef struct Draft {
     int32_t size;
     int32_t position;   /* in a topological order of the drafts */
     bool stacks;        /* has a stack */
+    bool overwrites;    /* has the source of a plain write */
 } Draft;
 
 typedef struct Fuse {
@@ -48,6 +49,7 @@ typedef struct Fuse {
     bool *real;           /* by node: computed, and not `free` */
     bool *late;           /* by node: belongs to the backward part */
     bool *written;        /* by node: the source of a write */
+    StateId *overwrites;  /* by node: the state of which it is the new value; -1 */
     bool *in_memory;      /* by node: a reader finds it through memory */
     int32_t *free_cost;   /* by free node: what computing it takes */
     int64_t *in_start, *out_start;
@@ -262,7 +264,8 @@ static Draft draft_for(const Fuse *f, NodeId id) {
                    .first = id,
                    .last = id,
                    .size = 1,
-                   .stacks = node->op == OP_STACK};
+                   .stacks = node->op == OP_STACK,
+                   .overwrites = f->overwrites[id] >= 0};
     AxisOrder own = placement_order(f, id);
     if (node->op == OP_SUM || node->op == OP_MAX) {
         AxisOrder input = placement_order(f, node->inputs[0]);
@@ -318,6 +321,7 @@ static void absorb(Fuse *f, int32_t into, int32_t from) {
     to->last = gone->last;
     to->size += gone->size;
     to->stacks |= gone->stacks;
+    to->overwrites |= gone->overwrites;
     gone->first = -1;
     f->at[gone->position] = -1;
 }
@@ -357,6 +361,27 @@ static bool join_shapes(const Fuse *f, int32_t early, int32_t later, Draft *join
         return false;
     return same_order(f, &a->rows, &b->rows) && same_order(f, &a->inner, &b->inner) &&
            (a->kind == GROUP_ROW || !has_edge(f, a, later));
+}
+
+static bool reads_state(const Fuse *f, const Draft *draft, StateId state) {
+    for (NodeId id = draft->first; id >= 0; id = f->next_member[id])
+        for (int i = 0; i < at(f, id)->input_count; i++) {
+            NodeId input = at(f, id)->inputs[i];
+            while (node_is_view(at(f, input)))
+                input = at(f, input)->inputs[0];
+            if (at(f, input)->op == OP_STATE && at(f, input)->attr.integer == state)
+                return true;
+        }
+    return false;
+}
+
+/* Would one overwrite a state that the other reads?  Only a flat kernel may, element by element;
+ * in another the new value would take a copy. */
+static bool overwrites_operand(const Fuse *f, const Draft *writer, const Draft *reader) {
+    for (NodeId id = writer->overwrites ? writer->first : -1; id >= 0; id = f->next_member[id])
+        if (f->overwrites[id] >= 0 && reads_state(f, reader, f->overwrites[id]))
+            return true;
+    return false;
 }
 
 static bool comes_from(const Fuse *f, int32_t draft, int32_t early, bool direct_counts) {
@@ -417,7 +442,10 @@ static bool join(Fuse *f, int32_t a, int32_t b) {
     int32_t begin = f->drafts[early].position, end = f->drafts[later].position;
     Draft joined;
     if (end - begin > JOIN_WINDOW || f->late[f->drafts[a].first] != f->late[f->drafts[b].first] ||
-        !join_shapes(f, early, later, &joined) || !search_between(f, early, later))
+        !join_shapes(f, early, later, &joined) ||
+        (joined.kind != GROUP_FLAT && (overwrites_operand(f, &f->drafts[a], &f->drafts[b]) ||
+                                       overwrites_operand(f, &f->drafts[b], &f->drafts[a]))) ||
+        !search_between(f, early, later))
         return false;
     bool early_is_larger = f->drafts[early].size >= f->drafts[later].size;
     int32_t into = early_is_larger ? early : later;
@@ -877,6 +905,7 @@ static void fuse_function(Module *module, Function *function, bool no_fuse) {
               .real = arena_alloc(arena, count),
               .late = arena_alloc(arena, count),
               .written = arena_alloc(arena, count),
+              .overwrites = arena_alloc_array(arena, count, sizeof(StateId)),
               .in_memory = arena_alloc(arena, count),
               .free_cost = arena_alloc_array(arena, count, sizeof(int32_t)),
               .recomputed = arena_alloc(arena, count),
@@ -886,9 +915,14 @@ static void fuse_function(Module *module, Function *function, bool no_fuse) {
     for (NodeId id = 0; id < f.count; id++) {
         backward |= at(&f, id)->adjoint_of >= 0;
         f.late[id] = backward || at(&f, id)->clone != 0;
+        f.overwrites[id] = -1;
     }
-    for (int64_t i = 0; i < function->writes.count; i++)
-        f.written[write_source(function, function->writes.data[i].value)] = true;
+    for (int64_t i = 0; i < function->writes.count; i++) {
+        NodeId source = write_source(function, function->writes.data[i].value);
+        f.written[source] = true;
+        if (!function->writes.data[i].add)
+            f.overwrites[source] = function->writes.data[i].state;
+    }
     mark_memory_operands(&f);
     find_real_nodes(&f);
     collect_edges(&f);
