@@ -47,8 +47,7 @@ typedef struct Case {
     int full, cola;                          /* how often in a step of each variant */
 } Case;
 
-/* ---- the library alone
- * ------------------------------------------------------------------------ */
+/* ---- the library alone ------------------------------------------------------------- */
 typedef struct Whole {
     dnnl_primitive_t primitive;
     dnnl_memory_t a, b, c;
@@ -101,8 +100,7 @@ static double whole_seconds(const Whole *whole, const Case *it) {
     return now_seconds() - start;
 }
 
-/* ---- the products of a step
- * -------------------------------------------------------------------- */
+/* ---- the products of a step -------------------------------------------------------- */
 static void set3(int64_t *strides, int64_t batch, int64_t row, int64_t column) {
     strides[0] = batch;
     strides[1] = row;
@@ -215,8 +213,7 @@ static int step_cases(Case *cases) {
     return count;
 }
 
-/* ---- measuring
- * --------------------------------------------------------------------------------- */
+/* ---- measuring --------------------------------------------------------------------- */
 typedef struct Figures { /* median seconds */
     double tiled, whole, dots;
 } Figures;

@@ -27,10 +27,9 @@ static CpuDevice *cpu_of(Device *device) {
     return (CpuDevice *)device;
 }
 
-/* ---- memory
- * -------------------------------------------------------------------------------------- Mapped
- * once, in large pages where the system gives them: touching a page for the first time is five
- * times as dear in small ones.  Touched by all threads, so that pages lie near them. */
+/* ---- memory ---------------------------------------------------------------------------
+ * Mapped once, in large pages where the system gives them: touching a page for the first time
+ * is five times as dear in small ones.  Touched by all threads, so that pages lie near them. */
 enum { LARGE_PAGE = 1 << 21 };
 
 static void first_touch(char *memory, size_t bytes) {
@@ -106,8 +105,7 @@ static void cpu_synchronize(Device *device) {
     (void)device; /* every call returns when its work is done */
 }
 
-/* ---- programs
- * ------------------------------------------------------------------------------------ */
+/* ---- programs ---------------------------------------------------------------------- */
 enum { MAX_PARTS = 16 };
 
 static bool compile_kernels(CpuDevice *cpu, const ProgramSet *set, Diagnostics *diagnostics) {

@@ -41,10 +41,9 @@ struct Executor {
     BoundProgram *programs; /* [set->program_count] */
 };
 
-/* ---- sizes
- * -------------------------------------------------------------------------------------- Sizes
- * are asked for by texts: sums and products saturate, so that an absurd one is refused like any
- * other that is too large. */
+/* ---- sizes ----------------------------------------------------------------------------
+ * Sizes are asked for by texts: sums and products saturate, so that an absurd one is refused
+ * like any other that is too large. */
 
 static int64_t saturated_sum(int64_t a, int64_t b) {
     return a > INT64_MAX - b ? INT64_MAX : a + b;
@@ -107,8 +106,7 @@ static void report_memory(const MemoryNeed *need, int64_t available, Diagnostics
          "less");
 }
 
-/* ---- memory
- * ------------------------------------------------------------------------------------- */
+/* ---- memory ------------------------------------------------------------------------ */
 static bool allocate_one(Executor *executor, int64_t bytes, char **memory) {
     *memory = executor->device->allocate(executor->device, bytes);
     executor->bytes += bytes;
@@ -233,29 +231,32 @@ int64_t executor_bytes(const Executor *executor) {
     return executor->bytes + executor->device->scratch_bytes(executor->device);
 }
 
-/* ---- the values of states
- * ------------------------------------------------------------------------ */
+/* ---- the values of states ---------------------------------------------------------- */
 /* How a tensor of these axes, slowest first, is found in the memory of a state. */
 typedef struct Arrangement {
     int rank;
     int64_t extents[MAX_AXES], strides[MAX_AXES];
     int64_t rows, row; /* all extents but the last, multiplied; the last (1 without axes) */
+    bool dense;        /* memory is in this very order */
 } Arrangement;
+
+/* The stride of an axis in a state's memory. */
+static int64_t memory_stride(const Module *module, const State *state, AxisId axis) {
+    int64_t stride = 1;
+    for (int i = state->order_count - 1; i >= 0 && state->order[i] != axis; i--)
+        stride *= module->axes.data[state->order[i]].size;
+    return stride;
+}
 
 static Arrangement arrange(const Module *module, const State *state, const AxisId *axes,
                            int rank) {
-    Arrangement a = {.rank = rank, .rows = 1, .row = 1};
+    Arrangement a = {.rank = rank, .rows = 1, .row = 1, .dense = true};
     INTERNAL_CHECK(state->order_count == rank && state->dtype == TYPE_F32);
     for (int i = 0; i < rank; i++) {
-        bool passed = false;
         a.extents[i] = module->axes.data[axes[i]].size;
-        a.strides[i] = 1;
-        for (int j = 0; j < rank; j++) {
-            if (passed)
-                a.strides[i] *= module->axes.data[state->order[j]].size;
-            passed = passed || state->order[j] == axes[i];
-        }
+        a.strides[i] = memory_stride(module, state, axes[i]);
         a.rows *= i < rank - 1 ? a.extents[i] : 1;
+        a.dense = a.dense && state->order[i] == axes[i];
     }
     if (rank > 0)
         a.row = a.extents[rank - 1];
@@ -268,6 +269,10 @@ static Arrangement arrange_declared(const Module *module, const State *state) {
     memcpy(axes, state->in, (size_t)state->in_count * sizeof *axes);
     memcpy(axes + state->in_count, state->out, (size_t)state->out_count * sizeof *axes);
     return arrange(module, state, axes, state->in_count + state->out_count);
+}
+
+static int64_t arranged_bytes(const Arrangement *a) {
+    return element_bytes(a->rows * a->row);
 }
 
 /* Where row `row` begins in the state's memory. */
@@ -293,10 +298,15 @@ static char *state_memory(const Executor *executor, const State *state) {
 
 void executor_read_state(const Executor *executor, StateId id, float *values) {
     const State *state = &executor->set->module->states.data[id];
+    Device *device = executor->device;
     Arrangement a = arrange_declared(executor->set->module, state);
-    int64_t bytes = element_bytes(a.rows * a.row), stride = last_stride(&a);
-    float *memory = checked_alloc((size_t)bytes);
-    executor->device->copy_out(executor->device, memory, state_memory(executor, state), bytes);
+    int64_t stride = last_stride(&a);
+    if (a.dense) {
+        device->copy_out(device, values, state_memory(executor, state), arranged_bytes(&a));
+        return;
+    }
+    float *memory = checked_alloc((size_t)arranged_bytes(&a));
+    device->copy_out(device, memory, state_memory(executor, state), arranged_bytes(&a));
 #pragma omp parallel for
     for (int64_t row = 0; row < a.rows; row++) {
         const float *from = memory + row_offset(&a, row);
@@ -308,15 +318,20 @@ void executor_read_state(const Executor *executor, StateId id, float *values) {
 
 static void write_arranged(Executor *executor, const State *state, const Arrangement *a,
                            const float *values) {
-    int64_t bytes = element_bytes(a->rows * a->row), stride = last_stride(a);
-    float *memory = checked_alloc((size_t)bytes);
+    Device *device = executor->device;
+    int64_t stride = last_stride(a);
+    if (a->dense) {
+        device->copy_in(device, state_memory(executor, state), values, arranged_bytes(a));
+        return;
+    }
+    float *memory = checked_alloc((size_t)arranged_bytes(a));
 #pragma omp parallel for
     for (int64_t row = 0; row < a->rows; row++) {
         float *to = memory + row_offset(a, row);
         for (int64_t i = 0; i < a->row; i++)
             to[i * stride] = values[row * a->row + i];
     }
-    executor->device->copy_in(executor->device, state_memory(executor, state), memory, bytes);
+    device->copy_in(device, state_memory(executor, state), memory, arranged_bytes(a));
     free(memory);
 }
 
@@ -326,10 +341,10 @@ void executor_write_state(Executor *executor, StateId id, const float *values) {
     write_arranged(executor, state, &a, values);
 }
 
-/* ---- initial values
- * ------------------------------------------------------------------------------ Element i of a
- * state is a function of seed, path and i alone (i counts in declared order), so that no plan
- * and no layout changes where another parameter starts. */
+/* ---- initial values -------------------------------------------------------------------
+ * Element i of a state is a function of seed, path and i alone (i counts in declared order), so
+ * that no plan and no layout changes where another parameter starts. */
+enum { INITIAL_BLOCK = 4096 }; /* elements made at a time; even */
 
 /* Two independent standard normal values: Box-Muller.  Pair j makes elements 2j and 2j + 1. */
 static void normal_pair(uint64_t seed, uint64_t site, int64_t pair, double values[2]) {
@@ -340,45 +355,69 @@ static void normal_pair(uint64_t seed, uint64_t site, int64_t pair, double value
     values[1] = radius * sin(angle);
 }
 
-static void initial_normal(uint64_t seed, uint64_t site, double scale, float *values,
-                           int64_t count) {
-#pragma omp parallel for
-    for (int64_t pair = 0; pair < (count + 1) / 2; pair++) {
-        double two[2];
-        normal_pair(seed, site, pair, two);
-        for (int i = 0; i < 2 && 2 * pair + i < count; i++)
-            values[2 * pair + i] = (float)(scale * two[i]);
+/* Elements begin … begin + count - 1; `begin` is even. */
+static void initial_block(const State *state, uint64_t seed, int64_t begin, int64_t count,
+                          float *values) {
+    uint64_t site = hash_bytes(state->path, strlen(state->path), (uint64_t)state->number);
+    double scale = state->init.scale, two[2] = {0};
+    for (int64_t i = 0; i < count; i++) {
+        switch (state->init.kind) {
+        case INIT_ZEROS:
+            values[i] = 0;
+            break;
+        case INIT_CONSTANT:
+            values[i] = (float)scale;
+            break;
+        case INIT_NORMAL:
+            if (i % 2 == 0)
+                normal_pair(seed, site, (begin + i) / 2, two);
+            values[i] = (float)(scale * two[i % 2]);
+            break;
+        case INIT_UNIFORM:
+            values[i] =
+                (float)(scale *
+                        (2 * random_uniform(seed, 0, site, 0, (uint64_t)(begin + i)) - 1));
+            break;
+        }
     }
 }
 
-static void initial_uniform(uint64_t seed, uint64_t site, double scale, float *values,
-                            int64_t count) {
-#pragma omp parallel for
-    for (int64_t i = 0; i < count; i++)
-        values[i] = (float)(scale * (2 * random_uniform(seed, 0, site, 0, (uint64_t)i) - 1));
+static int64_t block_size(int64_t count, int64_t block) {
+    int64_t left = count - block * INITIAL_BLOCK;
+    return left < INITIAL_BLOCK ? left : INITIAL_BLOCK;
 }
 
 void initial_values(const Module *module, StateId id, uint64_t seed, float *values) {
     const State *state = &module->states.data[id];
     int64_t count = type_elements(module, state_type(state));
-    uint64_t site = hash_bytes(state->path, strlen(state->path), (uint64_t)state->number);
-    float constant = state->init.kind == INIT_CONSTANT ? (float)state->init.scale : 0;
-    if (state->init.kind == INIT_NORMAL)
-        initial_normal(seed, site, state->init.scale, values, count);
-    else if (state->init.kind == INIT_UNIFORM)
-        initial_uniform(seed, site, state->init.scale, values, count);
-    else
-        for (int64_t i = 0; i < count; i++)
-            values[i] = constant;
+#pragma omp parallel for
+    for (int64_t block = 0; block <= (count - 1) / INITIAL_BLOCK; block++)
+        initial_block(state, seed, block * INITIAL_BLOCK, block_size(count, block),
+                      values + block * INITIAL_BLOCK);
 }
 
+/* The same, block by block to where they lie in memory: no more than one copy is held. */
 static void initialize_state(Executor *executor, StateId id, uint64_t seed) {
     const Module *module = executor->set->module;
-    int64_t count = type_elements(module, state_type(&module->states.data[id]));
-    float *values = checked_alloc((size_t)element_bytes(count));
-    initial_values(module, id, seed, values);
-    executor_write_state(executor, id, values);
-    free(values);
+    const State *state = &module->states.data[id];
+    Arrangement a = arrange_declared(module, state);
+    int64_t count = a.rows * a.row, stride = last_stride(&a);
+    float *memory = checked_alloc((size_t)arranged_bytes(&a));
+#pragma omp parallel for
+    for (int64_t block = 0; block <= (count - 1) / INITIAL_BLOCK; block++) {
+        float values[INITIAL_BLOCK];
+        int64_t begin = block * INITIAL_BLOCK, size = block_size(count, block), offset = 0;
+        initial_block(state, seed, begin, size, values);
+        for (int64_t i = 0; i < size; i++) {
+            int64_t column = (begin + i) % a.row;
+            if (i == 0 || column == 0)
+                offset = row_offset(&a, (begin + i) / a.row);
+            memory[offset + column * stride] = values[i];
+        }
+    }
+    executor->device->copy_in(executor->device, state_memory(executor, state), memory,
+                              arranged_bytes(&a));
+    free(memory);
 }
 
 /* Tables: `init` in double, each value rounded once. */
@@ -396,7 +435,7 @@ static void initialize_tables(Executor *executor) {
         Type type = state_type(state);
         Arrangement a = arrange(module, state, type.axes, type.rank);
         const double *computed = interp_state(interp, id);
-        float *values = checked_alloc((size_t)element_bytes(a.rows * a.row));
+        float *values = checked_alloc((size_t)arranged_bytes(&a));
         for (int64_t i = 0; i < a.rows * a.row; i++)
             values[i] = (float)computed[i];
         write_arranged(executor, state, &a, values);
@@ -439,8 +478,7 @@ double executor_metric(const Executor *executor, const char *path) {
     return (double)value;
 }
 
-/* ---- looking for NaN and infinity
- * ---------------------------------------------------------------- */
+/* ---- looking for NaN and infinity -------------------------------------------------- */
 /* The first element that is NaN or infinite; -1: none.  Minus infinity is what masks are made
  * of: `masks` lets it pass. */
 static int64_t first_bad(const Executor *executor, const void *at, int64_t count, bool masks) {
@@ -507,8 +545,7 @@ void executor_check_nan(Executor *executor) {
     executor->options.check_nan = true;
 }
 
-/* ---- poison
- * -------------------------------------------------------------------------------------- */
+/* ---- poison ------------------------------------------------------------------------ */
 static void poison_arena(Executor *executor) {
     int64_t bytes = arena_size(executor->set, &executor->options);
     int64_t words = bytes / (int64_t)sizeof poison_word;
@@ -532,8 +569,7 @@ int64_t executor_arena_touched(const Executor *executor) {
     return words * (int64_t)sizeof poison_word;
 }
 
-/* ---- running
- * ------------------------------------------------------------------------------------- */
+/* ---- running ----------------------------------------------------------------------- */
 static BoundProgram *find_bound(const Executor *executor, const char *name) {
     for (int i = 0; i < executor->set->program_count; i++)
         if (strcmp(executor->set->programs[i].name, name) == 0)

@@ -50,8 +50,7 @@ const char *jit_flags(void) {
     return joined;
 }
 
-/* ---- the compiler
- * ------------------------------------------------------------------------------ */
+/* ---- the compiler ------------------------------------------------------------------ */
 enum { MAX_COMPILER_WORDS = 16 };
 
 /* $CC may hold arguments after the name ("ccache gcc", "gcc -m64"); no shell sees them. */
@@ -163,8 +162,7 @@ static uint64_t processor_identity(void) {
     return identity;
 }
 
-/* ---- entries of the cache
- * ---------------------------------------------------------------------- */
+/* ---- entries of the cache ---------------------------------------------------------- */
 typedef struct Trailer { /* the last bytes of an entry */
     char magic[8];
     uint64_t bytes, hash; /* of what stands before */
@@ -230,8 +228,7 @@ static bool entry_seal(const char *path) {
     return (close(descriptor) == 0) && good;
 }
 
-/* ---- folders
- * ----------------------------------------------------------------------------------- */
+/* ---- folders ----------------------------------------------------------------------- */
 /* The user's cache folder, or "" when there is no telling. */
 static void cache_folder(char *folder) {
     const char *own = getenv("COLAC_CACHE"), *user = getenv("XDG_CACHE_HOME"),
@@ -284,8 +281,7 @@ static void remove_abandoned(const char *cache) {
         closedir(folder);
 }
 
-/* ---- building
- * ---------------------------------------------------------------------------------- */
+/* ---- building ---------------------------------------------------------------------- */
 typedef struct Job { /* one text */
     const Text *source;
     char key[33];
@@ -341,8 +337,7 @@ static bool build_folder(Build *build) {
     return false;
 }
 
-/* Removes what building left, but for the source of a refused kernel and what was said of it.
- */
+/* Removes what building left, but for a refused kernel's source and what was said of it. */
 static void build_clean(const Build *build) {
     static const char *const suffixes[] = {".so", ".c", ".log"};
     for (int i = 0; i < build->job_count; i++) {
@@ -522,8 +517,7 @@ static bool jobs_publish(Build *build) {
     return true;
 }
 
-/* ---- loading
- * ----------------------------------------------------------------------------------- */
+/* ---- loading ----------------------------------------------------------------------- */
 typedef struct Loaded {
     JitResult result;
     int handle_count;

@@ -13,8 +13,7 @@ double now_seconds(void) {
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
-/* ---- memory
- * ------------------------------------------------------------------------------------ */
+/* ---- memory ------------------------------------------------------------------------ */
 int64_t process_resident_bytes(void) {
     FILE *file = fopen("/proc/self/statm", "r");
     int64_t pages = 0;
@@ -25,8 +24,7 @@ int64_t process_resident_bytes(void) {
     return pages * sysconf(_SC_PAGESIZE);
 }
 
-/* The number in a file that holds one; -1 when it does not ("max"), or there is no such file.
- */
+/* The number in a file; -1 when it holds none ("max"), or there is no such file. */
 static int64_t number_in(const char *path) {
     FILE *file = fopen(path, "r");
     int64_t number = -1;
@@ -64,8 +62,7 @@ int64_t machine_available_bytes(void) {
     return container < available ? container : available;
 }
 
-/* ---- speed
- * -------------------------------------------------------------------------------------- */
+/* ---- speed ------------------------------------------------------------------------- */
 static const char *processor_name(void) {
     static char name[128] = "unknown processor";
     FILE *file = fopen("/proc/cpuinfo", "r");

@@ -18,10 +18,9 @@
 #include <omp.h>
 #include <pthread.h>
 
-/* ---- the shape
- * -------------------------------------------------------------------------------- The product
- * as it is run: C row by row (c_n == 1) where one of C's strides is 1, and strides of extent-1
- * axes chosen so that every operand is a plain or a transposed matrix. */
+/* ---- the shape ------------------------------------------------------------------------
+ * The product as it is run: C row by row (c_n == 1) where one of C's strides is 1, and strides
+ * of extent-1 axes chosen so that every operand is a plain or a transposed matrix. */
 
 static void swap_strides(int64_t *a, int64_t *b) {
     int64_t kept = *a;
@@ -58,19 +57,20 @@ static bool is_matrix(int64_t rows, int64_t columns, int64_t row, int64_t column
     return (column == 1 && row >= columns) || (row == 1 && column >= rows);
 }
 
-/* ---- tiles ----------------------------------------------------------------------------------
+/* ---- tiles ----------------------------------------------------------------------------
  * On one thread the library copies both operands of a tile to an order of its own before it
  * multiplies: A is copied once for `columns` uses of an element, B for `rows`; and copying is
  * slower where an operand is read in short runs.  So, in units of a multiply-add at full speed,
- * an element of C costs 1 + COPY (1 + RUN / run of A) / columns + COPY (1 + RUN / run of B) /
- * rows. The cut that is chosen keeps the time on 1, 2, 4, 8 and 16 equal workers small, fewer
+ * an element of C costs
+ *
+ *     1 + COPY (1 + RUN / run of A) / columns + COPY (1 + RUN / run of B) / rows.
+ *
+ * The cut that is chosen keeps the time on 1, 2, 4, 8 and 16 equal workers small, fewer
  * workers counting more; how many there are must not matter.  The constants fit tiles of 64 to
  * 2048 over K = 128 to 2048 to within a few percent (bench/products.c measures the outcome). */
 enum { TILE_COPY = 10, TILE_RUN = 500, TILE_WORKERS = 16 };
-enum {
-    TILE_ROWS_MULTIPLE = 8,
-    TILE_COLUMNS_MULTIPLE = 16
-}; /* of the library's register tile */
+/* Of the library's register tile. */
+enum { TILE_ROWS_MULTIPLE = 8, TILE_COLUMNS_MULTIPLE = 16 };
 static const int64_t tile_sizes[] = {32, 64, 96, 128, 192, 256, 344, 512, 688, 1024, 2048};
 
 /* The size of equal pieces of `extent`, none above `wanted` by more than the rounding. */
@@ -126,8 +126,7 @@ static void choose_tile(const Product *p, int64_t batches, int64_t *rows, int64_
     }
 }
 
-/* ---- the library
- * ------------------------------------------------------------------------------ */
+/* ---- the library ------------------------------------------------------------------- */
 #if DNNL_VERSION_MAJOR >= 3
 typedef dnnl_memory_desc_t MatrixLayout; /* a handle */
 typedef const_dnnl_memory_desc_t MatrixLayoutRef;
@@ -187,8 +186,7 @@ static bool layout_copy(MatrixLayout *copy, MatrixLayoutRef layout) {
 #endif
 }
 
-/* Attributes: scratchpad given by the caller; C += AB as a sum post-op (free in the product).
- */
+/* Attributes: scratchpad given by the caller; C += AB as a sum post-op, which is free. */
 static dnnl_primitive_attr_t attributes_make(bool add) {
     dnnl_primitive_attr_t attributes = NULL;
     dnnl_post_ops_t post = NULL;
@@ -303,10 +301,9 @@ static void shape_free(TileShape *shape) {
     layout_free(&shape->c);
 }
 
-/* ---- the plain product
- * ------------------------------------------------------------------------ Blocks of K are
- * packed, A in panels of PLAIN_ROWS rows and B in panels of PLAIN_COLUMNS columns; sums run in
- * k order within a block, blocks are added in order. */
+/* ---- the plain product ----------------------------------------------------------------
+ * Blocks of K are packed, A in panels of PLAIN_ROWS rows and B in panels of PLAIN_COLUMNS
+ * columns; sums run in k order within a block, blocks are added in order. */
 enum { PLAIN_K = 256, PLAIN_ROWS = 4, PLAIN_COLUMNS = 16 };
 
 static int64_t round_up(int64_t value, int64_t multiple) {
@@ -374,8 +371,7 @@ static void plain_tile(const Product *p, int64_t rows, int64_t columns, const fl
 /* Below this many multiply-adds a tile costs less in plain C than the library's call. */
 enum { PLAIN_LIMIT = 4096 };
 
-/* ---- prepared products
- * ------------------------------------------------------------------------ */
+/* ---- prepared products ------------------------------------------------------------- */
 struct PreparedProduct {
     Product shape;
     bool transposed; /* shape is that of the transposed product: a and b change places */
@@ -502,8 +498,7 @@ const char *product_implementation(const PreparedProduct *prepared) {
     return prepared->implementation;
 }
 
-/* ---- running
- * ---------------------------------------------------------------------------------- */
+/* ---- running ----------------------------------------------------------------------- */
 /* A thread's memory objects of one tile shape; the library wants addresses in such. */
 typedef struct TileMemory {
     dnnl_memory_t a, b, c, scratch[2]; /* scratch: of store, of add */
@@ -589,7 +584,7 @@ void product_run(const PreparedProduct *prepared, const float *a, const float *b
     int64_t scratch_bytes = product_scratch_bytes(prepared);
     int team = units > 1 ? omp_get_max_threads() : 1;
     int64_t chunk = units / (16 * (int64_t)team) + 1;
-    /* A team of one or of all: between other sizes the OpenMP runtime ends and starts threads. */
+    /* A team of one or of all: for other sizes the OpenMP runtime ends and starts threads. */
 #pragma omp parallel num_threads(team)
     {
         TileMemory memory[2][2] = {{{0}}};

@@ -86,8 +86,7 @@ static const char update_text[] = "module stage graph\n"
                                   "  write gradient w = %9\n"
                                   "}\n";
 
-/* ---- from text to a program
- * -------------------------------------------------------------------- */
+/* ---- from text to a program -------------------------------------------------------- */
 typedef struct Fixture {
     Source source;
     Diagnostics *diagnostics;
@@ -177,8 +176,7 @@ static void fixture_free(Fixture *f) {
     diagnostics_free(f->diagnostics);
 }
 
-/* ---- values
- * -------------------------------------------------------------------------------------- */
+/* ---- values ------------------------------------------------------------------------ */
 static int64_t elements_of(const Module *module, StateId id) {
     return type_elements(module, state_type(&module->states.data[id]));
 }
@@ -253,8 +251,7 @@ static void run(Fixture *f, const char *name, const double *scalars) {
         print_and_fail(f->diagnostics);
 }
 
-/* ---- against the interpreter
- * --------------------------------------------------------------------- */
+/* ---- against the interpreter ------------------------------------------------------- */
 static const double micro_scalars[] = {1, 42, 0};
 
 static void gradients_agree_with_the_interpreter(void **state) {
@@ -305,8 +302,7 @@ static void updates_agree_with_the_interpreter(void **state) {
     fixture_free(&f);
 }
 
-/* ---- bits
- * ------------------------------------------------------------------------------------------ */
+/* ---- bits -------------------------------------------------------------------------- */
 /* All states after two micro-batches, one after the other. */
 static float *states_after_run(Variant variant, int64_t *count) {
     int32_t *inputs[2];
@@ -356,8 +352,7 @@ static void nothing_but_the_graph_decides_bits(void **state) {
     free(first);
 }
 
-/* ---- states in and out
- * ------------------------------------------------------------------------------ */
+/* ---- states in and out ------------------------------------------------------------- */
 static void states_keep_their_values(void **state) {
     (void)state;
     Fixture f = compile(model_text, NULL, (Variant){.threads = 2});
@@ -383,8 +378,7 @@ static void states_keep_their_values(void **state) {
     fixture_free(&f);
 }
 
-/* ---- initial values
- * ---------------------------------------------------------------------------------- */
+/* ---- initial values ---------------------------------------------------------------- */
 static const char init_text[] = "module stage graph\n"
                                 "axis N 300\naxis M 501\n"
                                 "state weight a.w f32 in(N) out(M) normal 0.02\n"
@@ -486,8 +480,7 @@ static void initial_values_depend_on_seed_path_and_element(void **state) {
     fixture_free(&f);
 }
 
-/* ---- refusals
- * ------------------------------------------------------------------------------------------ */
+/* ---- refusals ---------------------------------------------------------------------- */
 static void expect_message(Diagnostics *diagnostics, const char *const *parts, int count) {
     char message[4096] = "";
     FILE *stream = fmemopen(message, sizeof message, "w");
@@ -562,8 +555,7 @@ static void timing_has_a_figure_for_each_step(void **state) {
     fixture_free(&f);
 }
 
-/* ---- random graphs
- * --------------------------------------------------------------------------------------- */
+/* ---- random graphs ----------------------------------------------------------------- */
 static void fuzzed_graph_agrees(uint64_t seed) {
     int32_t *inputs[8];
     Fixture f = {.diagnostics = diagnostics_new(), .module = fuzz_module(seed, 30)};

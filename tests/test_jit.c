@@ -10,8 +10,7 @@
 
 #include <cmocka.h>
 
-/* ---- a folder for each test, with a compiler that counts
- * ------------------------------------------ */
+/* ---- a folder for each test, with a compiler that counts --------------------------- */
 static char folder[64], cache[128], compiler[128], count_file[128], *path_before;
 
 static void write_text(const char *path, const char *text, mode_t mode) {
@@ -62,8 +61,7 @@ static int tear_down(void **state) {
     return system(command);
 }
 
-/* ---- compiling
- * ------------------------------------------------------------------------------------- */
+/* ---- compiling --------------------------------------------------------------------- */
 static const char *const names[] = {"plus", "times"};
 
 /* Two texts: buffers[0][0] += scalars[0]; buffers[0][0] *= scalars[0] * factor. */
@@ -78,7 +76,7 @@ static void make_sources(Text sources[2], int factor) {
                 factor);
 }
 
-/* Compiles and checks that the functions do what the text says; what was reported in *message.
+/* Compiles, and checks that the functions do what the text says; what was reported in message.
  */
 static JitResult *compile(int factor, char *message, size_t size) {
     Text sources[2];
@@ -114,8 +112,7 @@ static bool compile_cached(int factor) {
     return cached;
 }
 
-/* ---- the cache
- * -------------------------------------------------------------------------------------- */
+/* ---- the cache --------------------------------------------------------------------- */
 /* Calls `act` for every entry; how many there are.  Nothing else may be in the cache. */
 static int for_entries(void (*act)(const char *path)) {
     DIR *directory = opendir(cache);
@@ -218,8 +215,7 @@ static void processes_may_build_the_same_at_once(void **state) {
     assert_true(compile_cached(7));
 }
 
-/* ---- refusals
- * ---------------------------------------------------------------------------------------- */
+/* ---- refusals ---------------------------------------------------------------------- */
 static void expect_refusal(const char *const *parts, int count) {
     char message[4096] = "";
     assert_null(compile(3, message, sizeof message));

@@ -8,8 +8,7 @@
 
 #include <cmocka.h>
 
-/* ---- random numbers and operands
- * ---------------------------------------------------------------- */
+/* ---- random numbers and operands --------------------------------------------------- */
 static uint64_t random_state;
 
 static uint64_t random_bits(void) {
@@ -86,8 +85,7 @@ static Indices element(const Product *p, Indices base, int64_t m, int64_t n, int
                      base.c + m * p->c_m + n * p->c_n};
 }
 
-/* ---- a random product
- * ---------------------------------------------------------------------------- */
+/* ---- a random product -------------------------------------------------------------- */
 /* Strides of a matrix: one way or the other round, lines apart by more than they hold now and
  * then, and, rarely, without a unit stride.  An axis of extent 1 has a stride that means
  * nothing.  How many elements the matrix spans. */
@@ -220,8 +218,7 @@ static void check_result(const Product *p, const Operands *o, const float *c) {
             assert_true(isnan(c[i]));
 }
 
-/* ---- tests
- * ----------------------------------------------------------------------------------------- */
+/* ---- tests ------------------------------------------------------------------------- */
 static void random_products_are_right(void **state) {
     (void)state;
     int plain = 0, library = 0;
