@@ -206,9 +206,8 @@ typedef struct LoweredGroup {
     int operand_count;
     KernelOperand *operands; /* the kernel's pointer arguments, in order */
     int scalar_count;
-    NodeId label_node; /* whose name stands for the group */
-    NodeId *scalars;   /* the kernel's scalar arguments: f64 nodes; -1 - n: runtime scalar n
-                          of the function */
+    NodeId *scalars; /* the kernel's scalar arguments: f64 nodes; -1 - n: runtime scalar n
+                        of the function */
 } LoweredGroup;
 
 /* The members of each group, and the writes that its kernel makes: made once a function. */
@@ -230,6 +229,10 @@ GroupIndex group_index(const Function *function, Arena *arena);
  * its own: no store may take over an operand's. */
 LoweredGroup lower_group(const Function *function, const GroupIndex *index, int group,
                          Arena *arena);
+/* Bytes of scratch memory that its kernel wants, each array aligned: a function of extents. */
+int64_t group_scratch_bytes(const Function *function, const GroupIndex *index, int group);
+enum { SCRATCH_ALIGNMENT = 64 };
+int64_t scratch_aligned(int64_t bytes); /* rounded up to it */
 
 /* ---- print_c.c -----------------------------------------------------------------------------
  * `void NAME(void *const *buffers, const double *scalars)`: buffers in operand order. Readable,

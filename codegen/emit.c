@@ -5,7 +5,7 @@
  * directly follow as copies. */
 #include "codegen/codegen.h"
 
-enum { ALIGNMENT = 64 };
+#include <ctype.h>
 
 typedef ARRAY(Step) StepList;
 typedef ARRAY(NodeId) ScalarList;
@@ -24,10 +24,6 @@ typedef struct Emitter {
     ScalarList scalars;
     int64_t scratch_begin, scratch_bytes;
 } Emitter;
-
-static int64_t aligned(int64_t bytes) {
-    return (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
-}
 
 static void *arena_copy(Arena *arena, const void *from, int64_t count, size_t size) {
     void *to = arena_alloc_array(arena, (size_t)count, size);
@@ -84,7 +80,7 @@ static Operand kernel_operand(const Emitter *e, const KernelOperand *operand,
         result = (Operand){.space = SPACE_ARENA,
                            .offset = e->scratch_begin + *scratch,
                            .bytes = operand->bytes};
-        *scratch += aligned(operand->bytes);
+        *scratch += scratch_aligned(operand->bytes);
         return result;
     }
     internal_error("an operand of no kind");
@@ -92,15 +88,70 @@ static Operand kernel_operand(const Emitter *e, const KernelOperand *operand,
 
 /* ---- labels -------------------------------------------------------------------------- */
 
-/* layer[3].attn.q: for profiles. */
+/* The node whose name a value goes by: its own, or that which it is the adjoint of; NULL. */
+static const Node *named_node(const Function *function, NodeId id) {
+    const Node *node = node_at(function, id);
+    if (node->name)
+        return node;
+    if (node->adjoint_of >= 0 && node_at(function, node->adjoint_of)->name)
+        return node_at(function, node->adjoint_of);
+    return NULL;
+}
+
+/* layer[3].attn.q, layer[3].attn.q_adj */
 static const char *node_label(const Emitter *e, NodeId id) {
-    const Node *node = node_at(e->function, id), *named = node;
-    if (!node->name && node->adjoint_of >= 0)
-        named = node_at(e->function, node->adjoint_of);
-    const char *name = named->name ? named->name : op_info[node->op].name;
+    const Node *node = node_at(e->function, id), *named = named_node(e->function, id);
     const char *path = e->function->module->scopes.data[node->scope].path;
-    return arena_printf(e->arena, "%s%s%s%s", path, path[0] ? "." : "", name,
-                        named == node ? "" : "_adj");
+    return arena_printf(e->arena, "%s%s%s%s", path, path[0] ? "." : "",
+                        named ? named->name : op_info[node->op].name,
+                        node->adjoint_of >= 0 && !node->name ? "_adj" : "");
+}
+
+/* layer[3].attn.wq gradient */
+static const char *state_label(const Emitter *e, StateId id) {
+    const State *state = &e->function->module->states.data[id];
+    return arena_printf(e->arena, "%s %s", state->path, role_name(state->role));
+}
+
+/* What stands for a kernel in profiles: a stored value that has a name, else a state that it
+ * writes (a weight rather than its gradient), else an adjoint, else what it computes last. */
+static const char *group_label(const Emitter *e, int group) {
+    const GroupIndex *index = &e->index;
+    int32_t begin = index->member_begin[group], end = index->member_begin[group + 1];
+    for (int32_t i = begin; i < end; i++) {
+        const Node *node = node_at(e->function, index->members[i]);
+        if (node->placement.stored && node->name)
+            return node_label(e, index->members[i]);
+    }
+    StateId written = -1;
+    for (int32_t i = index->write_begin[group]; i < index->write_begin[group + 1]; i++) {
+        StateId state = e->function->writes.data[index->writes[i]].state;
+        if (written < 0 || e->function->module->states.data[state].role == ROLE_WEIGHT)
+            written = state;
+    }
+    if (written >= 0)
+        return state_label(e, written);
+    for (int32_t i = begin; i < end; i++)
+        if (named_node(e->function, index->members[i]))
+            return node_label(e, index->members[i]);
+    return node_label(e, index->members[end - 1]);
+}
+
+/* A label without its indices, as an identifier: layer[3].attn.q -> layer_attn_q. */
+static const char *label_identifier(const Emitter *e, const char *label) {
+    Text text = {0};
+    for (const char *c = label; *c; c++) {
+        if (*c == '[')
+            while (c[1] && *c != ']')
+                c++;
+        else if (isalpha((unsigned char)*c) || (text.length && isdigit((unsigned char)*c)))
+            text_append(&text, c, 1);
+        else
+            text_puts(&text, text.length ? "_" : "k_");
+    }
+    const char *identifier = arena_strdup(e->arena, text_string(&text));
+    text_free(&text);
+    return identifier;
 }
 
 /* A product by the parameter that it multiplies with or makes the gradient of, else by its
@@ -109,8 +160,7 @@ static const char *product_label(const Emitter *e, NodeId dot, const Write *writ
     const Module *module = e->function->module;
     const Node *node = node_at(e->function, dot);
     if (write)
-        return arena_printf(e->arena, "%s %s", module->states.data[write->state].path,
-                            role_name(module->states.data[write->state].role));
+        return state_label(e, write->state);
     for (int i = 0; i < node->input_count; i++) {
         View view;
         if (!view_of(e->function, node->inputs[i], &view))
@@ -126,7 +176,7 @@ static const char *product_label(const Emitter *e, NodeId dot, const Write *writ
 /* ---- kernels ------------------------------------------------------------------------- */
 
 /* The number of an equal kernel; a new one is kept, of the others only the operands. */
-static int32_t share_kernel(Emitter *e, Kernel *kernel) {
+static int32_t share_kernel(Emitter *e, Kernel *kernel, const char *label) {
     const char *text = kernel_text(kernel);
     int64_t found = string_map_get(&e->kernel_by_text, text, -1);
     if (found >= 0) {
@@ -134,6 +184,7 @@ static int32_t share_kernel(Emitter *e, Kernel *kernel) {
         return (int32_t)found;
     }
     string_map_set(&e->kernel_by_text, text, e->kernels.count);
+    kernel->label = label_identifier(e, label);
     array_push(&e->kernels, kernel);
     array_push(&e->kernel_names,
                (const char *)arena_printf(e->arena, "%s_%016llx", kernel->label,
@@ -178,11 +229,12 @@ static Step emit_launch(Emitter *e, int group) {
     step.scalars = arena_alloc_array(e->arena, (size_t)step.scalar_count, sizeof *step.scalars);
     for (int i = 0; i < step.scalar_count; i++)
         step.scalars[i] = host_scalar(e, lowered.scalars[i]);
+    INTERNAL_CHECK(scratch == group_scratch_bytes(e->function, &e->index, group));
     if (scratch > e->scratch_bytes)
         e->scratch_bytes = scratch;
     step.bytes = kernel_traffic(lowered.kernel);
-    step.label = node_label(e, lowered.label_node);
-    step.index = share_kernel(e, lowered.kernel);
+    step.label = group_label(e, group);
+    step.index = share_kernel(e, lowered.kernel, step.label);
     return step;
 }
 
@@ -286,9 +338,7 @@ static Step emit_copy(Emitter *e, const Write *write) {
     step.operands[0] = node_operand(e->function, source);
     step.operands[1] = state_operand(e->function->module, write->state);
     INTERNAL_CHECK(step.operands[0].bytes == step.operands[1].bytes);
-    step.label =
-        arena_printf(e->arena, "%s %s", e->function->module->states.data[write->state].path,
-                     role_name(e->function->module->states.data[write->state].role));
+    step.label = state_label(e, write->state);
     step.bytes = 2 * (double)step.operands[0].bytes;
     return step;
 }
@@ -299,7 +349,7 @@ static Program emit_program(Emitter *e, const Function *function) {
     e->index = group_index(function, e->arena);
     e->steps = (StepList){0};
     e->scalars = (ScalarList){0};
-    e->scratch_begin = aligned(function->arena_bytes);
+    e->scratch_begin = scratch_aligned(function->arena_bytes);
     e->scratch_bytes = 0;
     for (int group = 0; group < function->groups.count; group++) {
         bool product = function->groups.data[group].kind == GROUP_PRODUCT;

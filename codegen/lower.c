@@ -275,6 +275,13 @@ static void lower_short_rows(Lowering *l, int levels) {
     close_nest(l, nest);
 }
 
+/* Whether rows are cut in blocks: few and long ones, and those too long for one thread's stack.
+ */
+static bool is_cut(int64_t rows, int64_t inner) {
+    return inner > REDUCE_BLOCK &&
+           (rows < FEW_ROWS || inner > (int64_t)MOST_BLOCKS * REDUCE_BLOCK);
+}
+
 /* The dense address of the row that is open, in an array of one element a row. */
 static Affine row_number(Lowering *l) {
     Affine number = affine_constant(0);
@@ -362,9 +369,7 @@ static void lower_rows(Lowering *l) {
         int level = level_of(l, l->reductions.data[i]);
         levels = level > levels ? level : levels;
     }
-    bool cut = l->inner > REDUCE_BLOCK &&
-               (l->rows < FEW_ROWS || l->inner > (int64_t)MOST_BLOCKS * REDUCE_BLOCK);
-    if (cut)
+    if (is_cut(l->rows, l->inner))
         lower_long_rows(l, levels);
     else
         lower_short_rows(l, levels);
@@ -456,6 +461,11 @@ static Chunks chunks_of(int64_t positions) {
     int64_t size = blocks_of(positions, MAX_CHUNKS);
     size = size < MIN_CHUNK ? MIN_CHUNK : size;
     return (Chunks){.size = size, .count = blocks_of(positions, size), .loop = -1};
+}
+
+/* Whether chunks are summed side by side: there are several, and few workers without. */
+static bool is_tall(int64_t columns, const Chunks *chunks) {
+    return chunks->count > 1 && columns < (int64_t)MAX_CHUNKS * COLUMN_BLOCK;
 }
 
 /* Sums the rows of a chunk, in order, into fresh `sums`. */
@@ -563,12 +573,10 @@ static void lower_tall_columns(Lowering *l, Columns columns, Chunks chunks) {
 static void lower_columns(Lowering *l) {
     Columns columns = columns_of(l, l->group->rows, l->group->row_count, COLUMN_BLOCK);
     Chunks chunks = chunks_of(l->inner);
-    int64_t workers = block_shape(&columns).extent *
-                      axes_elements(l->module, columns.outer, columns.outer_count);
-    if (chunks.count == 1 || workers >= MAX_CHUNKS)
-        lower_wide_columns(l, columns, chunks);
-    else
+    if (is_tall(l->rows, &chunks))
         lower_tall_columns(l, columns, chunks);
+    else
+        lower_wide_columns(l, columns, chunks);
 }
 
 /* ---- scatter ------------------------------------------------------------------------- */
@@ -682,47 +690,6 @@ GroupIndex group_index(const Function *function, Arena *arena) {
     return index;
 }
 
-/* A path without its indices, as an identifier: layer[3].attn.wq -> layer_attn_wq. */
-static void append_path(Text *out, const char *path) {
-    for (const char *c = path; *c; c++) {
-        if (*c == '[')
-            while (c[1] && *c != ']')
-                c++;
-        else if (out->length || (*c >= 'A' && *c <= 'Z') || (*c >= 'a' && *c <= 'z'))
-            text_append(out, *c == '.' || *c == '-' ? "_" : c, 1);
-    }
-}
-
-/* layer_attn_softmax: for the one name of all kernels that do the same. */
-static const char *group_label(const Lowering *l, NodeId id) {
-    const Node *node = graph_node(l, id);
-    const char *name = value_name(l, id);
-    Text text = {0};
-    append_path(&text, l->module->scopes.data[node->scope].path);
-    if (!name || strcmp(name, "out") != 0) {
-        if (text.length)
-            text_puts(&text, "_");
-        append_path(&text, name ? name : op_info[node->op].name);
-    }
-    for (char *c = text.data; c && *c; c++)
-        if (!((*c >= 'a' && *c <= 'z') || (*c >= 'A' && *c <= 'Z') || (*c >= '0' && *c <= '9')))
-            *c = '_';
-    char *label = arena_strdup(l->arena, text.length ? text.data : "kernel");
-    text_free(&text);
-    return label;
-}
-
-/* The first member with a name of its own, else the last. */
-static NodeId label_node(const Lowering *l, const GroupIndex *index) {
-    int32_t begin = index->member_begin[l->group_number];
-    int32_t end = index->member_begin[l->group_number + 1];
-    INTERNAL_CHECK(begin < end);
-    for (int32_t i = begin; i < end; i++)
-        if (value_name(l, index->members[i]))
-            return index->members[i];
-    return index->members[end - 1];
-}
-
 static void lower_kind(Lowering *l) {
     switch (l->group->kind) {
     case GROUP_FLAT:
@@ -762,7 +729,8 @@ static void finish_kernel(Lowering *l) {
     kernel_simplify(kernel);
     const char *fault = kernel_verify(kernel);
     if (fault)
-        internal_error("kernel %s: %s\n%s", kernel->label, fault, kernel_text(kernel));
+        internal_error("group %d of %s: %s\n%s", l->group_number, l->function->name, fault,
+                       kernel_text(kernel));
 }
 
 static LoweredGroup lowered_group(const Lowering *l) {
@@ -804,13 +772,10 @@ static LoweredGroup lower(const Function *function, const GroupIndex *index, int
     l.inner = axes_elements(l.module, l.group->inner, l.group->inner_count);
     l.rows = axes_elements(l.module, l.group->rows, l.group->row_count);
     l.builder = kernel_builder(kernel_new(arena));
-    NodeId labelled = label_node(&l, index);
-    l.builder.kernel->label = group_label(&l, labelled);
     collect(&l, index);
     lower_kind(&l);
     finish_kernel(&l);
     LoweredGroup lowered = lowered_group(&l);
-    lowered.label_node = labelled;
     free_lowering(&l);
     return lowered;
 }
@@ -826,4 +791,30 @@ LoweredGroup lower_group(const Function *function, const GroupIndex *index, int 
         lowered = lower(function, index, group, false, arena);
     }
     return lowered;
+}
+
+int64_t scratch_aligned(int64_t bytes) {
+    return (bytes + SCRATCH_ALIGNMENT - 1) / SCRATCH_ALIGNMENT * SCRATCH_ALIGNMENT;
+}
+
+int64_t group_scratch_bytes(const Function *function, const GroupIndex *index, int group) {
+    const Group *g = &function->groups.data[group];
+    int64_t rows = axes_elements(function->module, g->rows, g->row_count);
+    int64_t inner = axes_elements(function->module, g->inner, g->inner_count);
+    Chunks chunks = chunks_of(inner);
+    int64_t elements[2] = {0};
+    if (g->kind == GROUP_ROW && is_cut(rows, inner)) {
+        elements[0] = rows * blocks_of(inner, REDUCE_BLOCK);
+        elements[1] = rows;
+    } else if (g->kind == GROUP_COLUMN && is_tall(rows, &chunks)) {
+        elements[0] = rows * chunks.count;
+    }
+    int64_t bytes = 0;
+    for (int32_t i = index->member_begin[group]; i < index->member_begin[group + 1]; i++) {
+        const Node *node = node_at(function, index->members[i]);
+        if (node->op == OP_SUM || node->op == OP_MAX)
+            for (int k = 0; k < 2; k++)
+                bytes += scratch_aligned(elements[k] * dtype_bytes(node->type.dtype));
+    }
+    return bytes;
 }

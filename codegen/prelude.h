@@ -82,8 +82,9 @@ COLAC_FUNCTION float f32_power_of_two(int32_t n) {
 
 /* e^x.  1.0 ulp.  0 below -103.98, infinity above 88.73. */
 COLAC_FUNCTION float f32_exp(float x) {
-    float t = x > 89.0f ? 89.0f : x;
-    t = t < -105.0f ? -105.0f : t;
+    /* What vanishes is computed as e^0: denormal numbers on the way to 0 would be slow. */
+    float t = x < -103.98f ? 0.0f : x;
+    t = t > 89.0f ? 89.0f : t;
     /* x = n ln 2 + r with |r| <= ln 2 / 2; adding 1.5 * 2^23 rounds to an integer. */
     float shifted = f32_fma(t, 0x1.715476p+0f, 0x1.8p+23f);
     float whole = shifted - 0x1.8p+23f;
@@ -98,7 +99,8 @@ COLAC_FUNCTION float f32_exp(float x) {
     p = f32_fma(p, r * r, r) + 1.0f;
     /* In two factors, each a normal number, so that overflow and denormal results are right. */
     int32_t half = n >> 1;
-    return p * f32_power_of_two(half) * f32_power_of_two(n - half);
+    float y = p * f32_power_of_two(half) * f32_power_of_two(n - half);
+    return x < -103.98f ? 0.0f : y;
 }
 
 /* Natural logarithm.  0.8 ulp.  log 0 is -infinity, of a negative number NaN. */
