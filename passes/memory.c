@@ -4,14 +4,17 @@
  * gives   offsets, 64-byte aligned; the arena's size
  * reads   nothing of the plan (--no-reuse: every value has memory of its own)
  *
- * A value lives from the group that computes it to the last that reads it.  A flat group may put
- * its result where an operand was that dies there.  What is then left are intervals of time with a
- * size, which are packed one by one into the least gap that fits; the best of a few orders of
- * packing wins.  Long-lived values first makes of kept activations the stack that they are. */
+ * A value lives from the group that computes it to the last that reads it.  A flat group may
+ * put its result where an operand was that dies there.  What is then left are intervals of time
+ * with a size, which are packed one by one into the least gap that fits; the best of a few
+ * orders of packing wins.  Long-lived values first makes of kept activations the stack that
+ * they are. */
 #include "passes/passes.h"
 
 enum { ALIGNMENT = 64 };
 enum { PACKINGS_BELOW = 6000 }; /* more buffers than that are packed once only */
+enum { MAX_PACKED = 20000 };    /* those packings are quadratic; more are packed in time */
+enum { MAX_GAPS = 1024 };
 
 /* One place in the arena and all values that take it in turn. */
 typedef struct Buffer {
@@ -37,7 +40,7 @@ static int64_t value_bytes(const Function *function, NodeId id) {
     return type_elements(function->module, node->type) * dtype_bytes(node->type.dtype);
 }
 
-/* ---- lifetimes ----------------------------------------------------------------------------- */
+/* ---- lifetimes ------------------------------------------------------------------- */
 
 static void find_last_reads(Lifetimes *l) {
     const Function *function = l->function;
@@ -133,7 +136,7 @@ static int64_t peak_of_live_bytes(const Lifetimes *l) {
     return peak;
 }
 
-/* ---- packing ------------------------------------------------------------------------------- */
+/* ---- packing --------------------------------------------------------------------- */
 
 static int64_t duration(const Buffer *buffer) {
     return buffer->end - buffer->begin + 1;
@@ -223,9 +226,100 @@ static int64_t pack(BufferList *buffers, int (*compare)(const void *, const void
     return size;
 }
 
+/* ---- packing in the order of time ------------------------------------------------ */
+
+/* Free memory below the top, ascending by offset; neighbours are joined. */
+typedef struct Gap {
+    int64_t offset, bytes;
+} Gap;
+typedef struct FreeList {
+    Gap gaps[MAX_GAPS + 1];
+    int count;
+    int64_t top;
+} FreeList;
+
+static void remove_gap(FreeList *list, int at) {
+    list->count--;
+    memmove(list->gaps + at, list->gaps + at + 1, (size_t)(list->count - at) * sizeof(Gap));
+}
+
+static int64_t take_memory(FreeList *list, int64_t bytes) {
+    int best = -1;
+    for (int i = 0; i < list->count; i++)
+        if (list->gaps[i].bytes >= bytes &&
+            (best < 0 || list->gaps[i].bytes < list->gaps[best].bytes))
+            best = i;
+    if (best < 0) {
+        list->top += bytes;
+        return list->top - bytes;
+    }
+    Gap *gap = &list->gaps[best];
+    int64_t offset = gap->offset;
+    gap->offset += bytes;
+    gap->bytes -= bytes;
+    if (gap->bytes == 0)
+        remove_gap(list, best);
+    return offset;
+}
+
+static void give_back(FreeList *list, int64_t offset, int64_t bytes) {
+    int low = 0, high = list->count; /* the first gap beyond it */
+    while (low < high) {
+        int middle = (low + high) / 2;
+        if (list->gaps[middle].offset < offset)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    memmove(list->gaps + low + 1, list->gaps + low, (size_t)(list->count - low) * sizeof(Gap));
+    list->gaps[low] = (Gap){offset, bytes};
+    list->count++;
+    for (int i = low; i >= low - 1 && i >= 0; i--)
+        if (i + 1 < list->count &&
+            list->gaps[i].offset + list->gaps[i].bytes == list->gaps[i + 1].offset) {
+            list->gaps[i].bytes += list->gaps[i + 1].bytes;
+            remove_gap(list, i + 1);
+        }
+    Gap *last = &list->gaps[list->count - 1];
+    if (last->offset + last->bytes == list->top) {
+        list->top = last->offset;
+        list->count--;
+    } else if (list->count > MAX_GAPS) {
+        list->count--; /* never used again: the price of a bounded search */
+    }
+}
+
+/* Gives every buffer, as it comes to life, the least gap that fits: linear in their number.
+ * They ascend by begin.  Those that end with a group are a list: first[group], other[…],
+ * from 1. */
+static int64_t pack_in_time(BufferList *buffers, int64_t groups) {
+    int64_t count = buffers->count, size = 0, next = 0;
+    int64_t *first = checked_alloc((size_t)(groups + 2) * sizeof *first);
+    int64_t *other = checked_alloc((size_t)(count + 1) * sizeof *other);
+    FreeList *list = checked_alloc(sizeof *list);
+    for (int64_t i = 0; i < count; i++) {
+        other[i] = first[buffers->data[i].end];
+        first[buffers->data[i].end] = i + 1;
+    }
+    for (int64_t g = 0; g <= groups; g++) {
+        for (; next < count && buffers->data[next].begin == g; next++) {
+            buffers->data[next].offset = take_memory(list, buffers->data[next].bytes);
+            size = list->top > size ? list->top : size;
+        }
+        for (int64_t i = first[g]; i > 0; i = other[i - 1])
+            give_back(list, buffers->data[i - 1].offset, buffers->data[i - 1].bytes);
+    }
+    free(first);
+    free(other);
+    free(list);
+    return size;
+}
+
 /* Tries the orders of packing; leaves the offsets of the best. */
-static int64_t pack_best(BufferList *buffers, int64_t lower_bound) {
+static int64_t pack_best(BufferList *buffers, int64_t groups, int64_t lower_bound) {
     static int (*const orders[])(const void *, const void *) = {by_duration, by_area, by_size};
+    if (buffers->count > MAX_PACKED)
+        return pack_in_time(buffers, groups);
     int best = 0, last = 0;
     int64_t size = pack(buffers, orders[0]);
     int tries = buffers->count < PACKINGS_BELOW ? COUNT_OF(orders) : 1;
@@ -249,13 +343,14 @@ static int64_t place_apart(BufferList *buffers) {
     return size;
 }
 
-/* ---- the pass ------------------------------------------------------------------------------ */
+/* ---- the pass -------------------------------------------------------------------- */
 
 static void place_function(Function *function, bool no_reuse) {
     Arena *arena = arena_new();
     Lifetimes l = find_lifetimes(function, !no_reuse, arena);
     function->arena_bytes =
-        no_reuse ? place_apart(&l.buffers) : pack_best(&l.buffers, peak_of_live_bytes(&l));
+        no_reuse ? place_apart(&l.buffers)
+                 : pack_best(&l.buffers, function->groups.count, peak_of_live_bytes(&l));
     for (int64_t id = 0; id < function->nodes.count; id++)
         if (l.buffer_of[id] >= 0)
             function->nodes.data[id].placement.offset = l.buffers.data[l.buffer_of[id]].offset;
@@ -291,7 +386,7 @@ bool pass_memory(PassContext *context) {
     return true;
 }
 
-/* ---- the memory table ---------------------------------------------------------------------- */
+/* ---- the memory table ------------------------------------------------------------ */
 
 /* Bytes of the slab of one role: to the end of its last state. */
 static int64_t slab_bytes(const Module *module, Role role) {
@@ -321,8 +416,9 @@ static bool is_in_layer(const Module *module, ScopeId scope) {
     return strchr(module->scopes.data[scope].path, '[') != NULL;
 }
 
-/* The group in which the first gradient enters the last layer: the first that computes an adjoint
- * of a value inside a layer (of a block, where there are no layers).  -1 without gradients. */
+/* The group in which the first gradient enters the last layer: the first that computes an
+ * adjoint of a value inside a layer (of a block, where there are no layers).  -1 without
+ * gradients. */
 static int32_t first_gradient_group(const Function *function) {
     int32_t first = -1;
     int best = 0; /* 3: in a layer, 2: in a block, 1: anywhere */
@@ -359,8 +455,8 @@ MemoryTable memory_table(const Module *module) {
     MemoryTable table = {.weights = slab_bytes(module, ROLE_WEIGHT),
                          .gradients = slab_bytes(module, ROLE_GRADIENT),
                          .optimizer = slab_bytes(module, ROLE_MOMENT),
-                         .tables = slab_bytes(module, ROLE_TABLE) +
-                                   slab_bytes(module, ROLE_METRIC)};
+                         .tables =
+                             slab_bytes(module, ROLE_TABLE) + slab_bytes(module, ROLE_METRIC)};
     for (int64_t i = 0; i < module->functions.count; i++) {
         const Function *function = module->functions.data[i];
         if (function->arena_bytes <= table.arena)
