@@ -54,6 +54,7 @@ Affine affine_add(Arena *arena, Affine a, Affine b, int64_t scale) {
         if (term.stride)
             sum.terms[sum.term_count++] = term;
     }
+    INTERNAL_CHECK(sum.term_count <= MAX_TERMS);
     return sum;
 }
 

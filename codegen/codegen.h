@@ -50,7 +50,7 @@ typedef struct Term {
 } Term;
 typedef struct Affine {
     int64_t base;
-    int term_count;
+    int term_count; /* at most MAX_TERMS */
     Term *terms;
 } Affine;
 
@@ -127,6 +127,9 @@ typedef struct KernelNames {
     const char **values, **buffers;
 } KernelNames;
 KernelNames kernel_names(const Kernel *kernel, bool hints);
+/* The terms of an address, largest stride first: how it is printed.  Returns their number. */
+enum { MAX_TERMS = 3 * MAX_AXES };
+int affine_by_stride(const Affine *affine, Term terms[MAX_TERMS]);
 /* The text with given names, every line after `margin`. */
 void kernel_print(const Kernel *kernel, KernelNames names, const char *margin, Text *out);
 /* Roughly what the instructions of a region cost, all iterations counted, in vector additions

@@ -100,19 +100,28 @@ KernelNames kernel_names(const Kernel *kernel, bool hints) {
 
 /* ---- text ---------------------------------------------------------------------------- */
 
-static void affine_print(const Affine *affine, const char *const *value_names, Text *out) {
-    bool first = true;
-    for (int i = 0; i < affine->term_count; i++) {
-        int64_t stride = affine->terms[i].stride;
-        const char *name = value_names[affine->terms[i].value];
-        text_puts(out, first ? "" : " + ");
-        if (stride != 1)
-            text_printf(out, "%lld * ", (long long)stride);
-        text_puts(out, name);
-        first = false;
+int affine_by_stride(const Affine *affine, Term terms[MAX_TERMS]) {
+    int count = affine->term_count < MAX_TERMS ? affine->term_count : MAX_TERMS;
+    for (int i = 0; i < count; i++) {
+        int place = i;
+        for (; place > 0 && terms[place - 1].stride < affine->terms[i].stride; place--)
+            terms[place] = terms[place - 1];
+        terms[place] = affine->terms[i];
     }
-    if (affine->base || first)
-        text_printf(out, "%s%lld", first ? "" : " + ", (long long)affine->base);
+    return count;
+}
+
+static void affine_print(const Affine *affine, const char *const *value_names, Text *out) {
+    Term terms[MAX_TERMS];
+    int count = affine_by_stride(affine, terms);
+    for (int i = 0; i < count; i++) {
+        text_puts(out, i ? " + " : "");
+        if (terms[i].stride != 1)
+            text_printf(out, "%lld * ", (long long)terms[i].stride);
+        text_puts(out, value_names[terms[i].value]);
+    }
+    if (affine->base || !count)
+        text_printf(out, "%s%lld", count ? " + " : "", (long long)affine->base);
 }
 
 typedef struct Printer {

@@ -136,12 +136,14 @@ static void print_term(const CPrinter *p, Term term, bool is_load) {
 }
 
 static void print_affine_of(const CPrinter *p, const Affine *affine, bool is_load) {
-    for (int i = 0; i < affine->term_count; i++) {
+    Term terms[MAX_TERMS];
+    int count = affine_by_stride(affine, terms);
+    for (int i = 0; i < count; i++) {
         text_puts(p->out, i ? " + " : "");
-        print_term(p, affine->terms[i], is_load);
+        print_term(p, terms[i], is_load);
     }
-    if (affine->base || !affine->term_count)
-        text_printf(p->out, "%s%lld", affine->term_count ? " + " : "", (long long)affine->base);
+    if (affine->base || !count)
+        text_printf(p->out, "%s%lld", count ? " + " : "", (long long)affine->base);
 }
 
 static void print_affine(const CPrinter *p, const Affine *affine) {

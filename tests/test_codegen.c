@@ -7,6 +7,7 @@
 #include <stdint.h>
 #include <cmocka.h>
 
+#include <dirent.h>
 #include <omp.h>
 #include <unistd.h>
 
@@ -979,8 +980,82 @@ static void loops_are_vectorized(void **state) {
         skip(); /* no gcc */
 }
 
+/* ---- golden tests -------------------------------------------------------------------- */
+
+/* Programs, then kernels; with `# print c` in the source the kernels as C. */
+static void print_set(const ProgramSet *set, bool c_text, Text *out) {
+    for (int i = 0; i < set->program_count; i++)
+        program_print(set, &set->programs[i], out);
+    for (int i = 0; i < set->kernel_count; i++) {
+        if (c_text) {
+            print_c(set->kernels[i], set->kernel_names[i], out);
+        } else {
+            text_printf(out, "%s\n", set->kernel_names[i]);
+            kernel_print(set->kernels[i], kernel_names(set->kernels[i], true), "  ", out);
+        }
+    }
+}
+
+static bool run_golden(const char *name) {
+    char path[512], expect[512];
+    snprintf(path, sizeof path, "tests/golden/codegen/%s", name);
+    snprintf(expect, sizeof expect, "%.*s.expect", (int)strlen(path) - 3, path);
+    Source source = {.name = name};
+    char *text = read_file(path, 1 << 20, &source.length);
+    assert_non_null(text);
+    source.text = text;
+    Diagnostics *diagnostics = diagnostics_new();
+    Stage stage;
+    Module *module = ir_parse(&source, diagnostics, &stage);
+    diagnostics_print(diagnostics, stderr);
+    assert_non_null(module);
+    ProgramSet *set = emit_module(module, false, false);
+    Text out = {0};
+    print_set(set, strstr(text, "# print c"), &out);
+    const char *mode = getenv("GOLDEN");
+    bool same = true;
+    if (mode && strcmp(mode, "write") == 0) {
+        FILE *file = fopen(expect, "w");
+        assert_non_null(file);
+        fputs(text_string(&out), file);
+        assert_int_equal(fclose(file), 0);
+    } else {
+        size_t length;
+        char *expected = read_file(expect, 1 << 20, &length);
+        same = expected && strcmp(expected, text_string(&out)) == 0;
+        if (!same)
+            print_error("%s: expected\n%s\nbut got\n%s\n", path,
+                        expected ? expected : "(no file)", text_string(&out));
+        free(expected);
+    }
+    text_free(&out);
+    program_set_free(set);
+    module_free(module);
+    diagnostics_free(diagnostics);
+    free(text);
+    return same;
+}
+
+static void golden(void **state) {
+    (void)state;
+    DIR *folder = opendir("tests/golden/codegen");
+    assert_non_null(folder);
+    int found = 0, failed = 0;
+    for (struct dirent *entry = readdir(folder); entry; entry = readdir(folder)) {
+        size_t length = strlen(entry->d_name);
+        if (length < 4 || strcmp(entry->d_name + length - 3, ".ir") != 0)
+            continue;
+        found++;
+        failed += !run_golden(entry->d_name);
+    }
+    closedir(folder);
+    assert_true(found > 0);
+    assert_int_equal(failed, 0);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(golden),
         cmocka_unit_test(every_op),
         cmocka_unit_test(reductions_in_the_fixed_order),
         cmocka_unit_test(random_graphs),
