@@ -1,10 +1,11 @@
-/* runtime/engine.c: two ways to compute a run behind one table: compiled programs in f32, and the
- * interpreter in double precision. */
+/* runtime/engine.c: two ways to compute a run behind one table: compiled programs in f32, and
+ * the interpreter in double precision. */
 #include "runtime/runtime.h"
 
 #include <math.h>
 
-/* ---- the executor -------------------------------------------------------------------------- */
+/* ---- the executor --------------------------------------------------------------------------
+ */
 
 typedef struct ExecutorEngine {
     Engine engine; /* first, so that one is the other */
@@ -104,7 +105,8 @@ Engine *engine_executor(const ProgramSet *set, int threads, const ExecutorOption
     return NULL;
 }
 
-/* ---- the interpreter ----------------------------------------------------------------------- */
+/* ---- the interpreter -----------------------------------------------------------------------
+ */
 
 typedef struct InterpreterEngine {
     Engine engine;
@@ -117,7 +119,8 @@ static InterpreterEngine *interpreter_of(Engine *engine) {
     return (InterpreterEngine *)(void *)engine;
 }
 
-/* Copies between declared order (in, then out axes) and the interpreter's (ascending axis ids). */
+/* Copies between declared order (in, then out axes) and the interpreter's (ascending axis ids).
+ */
 static void reorder(const Module *module, const State *state, const double *from, double *to,
                     bool from_declared) {
     Type type = state_type(state);
@@ -182,8 +185,7 @@ static void interpreter_engine_initialize(Engine *engine, uint64_t seed) {
 static void interpreter_engine_set_input(Engine *engine, int input, const int32_t *values) {
     InterpreterEngine *self = interpreter_of(engine);
     const Input *declared = &engine->module->inputs.data[input];
-    size_t count =
-        (size_t)axes_elements(engine->module, declared->axes, declared->axis_count);
+    size_t count = (size_t)axes_elements(engine->module, declared->axes, declared->axis_count);
     if (!self->inputs[input])
         self->inputs[input] = checked_alloc(count * sizeof **self->inputs);
     memcpy(self->inputs[input], values, count * sizeof *values);
@@ -201,12 +203,13 @@ static int badness(const double *values, int64_t count) {
 
 static int badness_of(const Interp *interp, const Function *function, NodeId id) {
     const double *values = interp_value(interp, id);
-    return values ? badness(values, type_elements(function->module, node_at(function, id)->type))
-                  : 0;
+    return values
+               ? badness(values, type_elements(function->module, node_at(function, id)->type))
+               : 0;
 }
 
-/* The first value that is worse than all it was computed from.  Infinities that the text asks for
- * (the -inf of a mask) come from constants and are no fault. */
+/* The first value that is worse than all it was computed from.  Infinities that the text asks
+ * for (the -inf of a mask) come from constants and are no fault. */
 static NodeId first_bad_value(const Interp *interp, const Function *function) {
     for (NodeId id = 0; id < function->nodes.count; id++) {
         const Node *node = node_at(function, id);

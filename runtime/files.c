@@ -27,8 +27,8 @@ static char *copy_string(const char *string) {
     return strcpy(copy, string);
 }
 
-/* A name in the target's own folder (a rename does not leave a file system), hidden, and not used
- * by another process or by an earlier file of this one. */
+/* A name in the target's own folder (a rename does not leave a file system), hidden, and not
+ * used by another process or by an earlier file of this one. */
 static char *temporary_name(const char *target) {
     static _Atomic int counter;
     const char *slash = strrchr(target, '/');
@@ -40,8 +40,7 @@ static char *temporary_name(const char *target) {
 }
 
 static void report_open_failure(const char *path, int error, Diagnostics *diagnostics) {
-    Diagnostic *d =
-        error_in_file(diagnostics, path, "cannot be created: %s", strerror(error));
+    Diagnostic *d = error_in_file(diagnostics, path, "cannot be created: %s", strerror(error));
     if (error == ENOENT)
         help(d, "the folder that it would go to does not exist: create it first");
     else if (error == EISDIR)
@@ -68,7 +67,8 @@ static int open_for_writing(NewFile *file) {
 }
 
 NewFile *new_file_open(const char *path, Diagnostics *diagnostics) {
-    /* A file-size limit is to be an error of write, with a sentence, not the end of the process. */
+    /* A file-size limit is to be an error of write, with a sentence, not the end of the
+     * process. */
     signal(SIGXFSZ, SIG_IGN);
     NewFile *file = checked_alloc(sizeof *file);
     file->path = copy_string(path);
@@ -141,10 +141,11 @@ bool new_file_failed(const NewFile *file) {
 }
 
 static void report_write_failure(const NewFile *file, Diagnostics *diagnostics) {
-    Diagnostic *d = error_in_file(diagnostics, file->path,
-                                  "cannot be written: %s (after at most %lld bytes); nothing is "
-                                  "left of it",
-                                  strerror(file->error), (long long)file->written);
+    Diagnostic *d =
+        error_in_file(diagnostics, file->path,
+                      "cannot be written: %s (after at most %lld bytes); nothing is "
+                      "left of it",
+                      strerror(file->error), (long long)file->written);
     if (file->error == ENOSPC || file->error == EDQUOT)
         help(d, "free some space, or write to another disk");
     else if (file->error == EFBIG)
@@ -167,7 +168,8 @@ bool new_file_sync(NewFile *file, Diagnostics *diagnostics) {
     return false;
 }
 
-/* Makes a rename in the folder of `path` durable.  Some file systems cannot; the rename holds. */
+/* Makes a rename in the folder of `path` durable.  Some file systems cannot; the rename holds.
+ */
 static void sync_folder_of(const char *path) {
     char *copy = copy_string(path);
     int folder = open(dirname(copy), O_RDONLY | O_DIRECTORY | O_CLOEXEC);

@@ -1,5 +1,5 @@
-/* runtime/mapping.c: parameters as tensors of a file, under their own names and layout or, by the
- * rules of a .map text, under those of Hugging Face. */
+/* runtime/mapping.c: parameters as tensors of a file, under their own names and layout or, by
+ * the rules of a .map text, under those of Hugging Face. */
 #include "runtime/runtime.h"
 
 #include <ctype.h>
@@ -21,11 +21,12 @@ typedef struct Rule {
 
 struct Mapping {
     Arena *arena;
-    Source source; /* name NULL: no text */
+    Source source;     /* name NULL: no text */
     ARRAY(Rule) rules; /* storage in the arena once loaded */
 };
 
-/* ---- reading the text ---------------------------------------------------------------------- */
+/* ---- reading the text ----------------------------------------------------------------------
+ */
 
 enum { MAX_WORDS = 2 * MAX_NAMES + 4 };
 typedef struct Line {
@@ -55,8 +56,9 @@ static void split_words(Line *line, const char *at, const char *end) {
         if (at == begin)
             return;
         if (line->count == MAX_WORDS) {
-            line_error(line, span, "too many words for a line",
-                       "a line is: path, name (and others after `|`), and the tensor's two sides");
+            line_error(
+                line, span, "too many words for a line",
+                "a line is: path, name (and others after `|`), and the tensor's two sides");
             return;
         }
         line->spans[line->count] = span;
@@ -108,8 +110,9 @@ static int parse_names(Line *line, Rule *rule) {
     int at = 1;
     for (;; at += 2) {
         if (at >= line->count || rule->name_count == MAX_NAMES) {
-            line_error(line, rule->span, "the tensor's name is missing, or there are more than 8",
-                       "a line is: path, name (and others after `|`), and the tensor's two sides");
+            line_error(
+                line, rule->span, "the tensor's name is missing, or there are more than 8",
+                "a line is: path, name (and others after `|`), and the tensor's two sides");
             return at;
         }
         rule->names[rule->name_count++] = line->words[at];
@@ -214,7 +217,8 @@ const Source *mapping_source(const Mapping *mapping) {
     return mapping->source.name ? &mapping->source : NULL;
 }
 
-/* ---- from paths to names ------------------------------------------------------------------- */
+/* ---- from paths to names -------------------------------------------------------------------
+ */
 
 typedef struct Index { /* layer[i] against layer[17]: name `i`, value `17` */
     const char *name, *value;
@@ -286,14 +290,15 @@ static bool find_rule(const Mapping *mapping, const char *path, Match *match) {
     return false;
 }
 
-/* ---- where a weight lies in a tensor ------------------------------------------------------- */
+/* ---- where a weight lies in a tensor -------------------------------------------------------
+ */
 
 /* A weight as a block of a tensor of one or two axes. */
 typedef struct Slot {
     StateId weight;
-    Match match;     /* rule NULL: own name and layout */
-    int64_t in, out; /* the weight's sides, 1 where absent */
-    bool out_first;  /* the tensor's rows run over out */
+    Match match;                                    /* rule NULL: own name and layout */
+    int64_t in, out;                                /* the weight's sides, 1 where absent */
+    bool out_first;                                 /* the tensor's rows run over out */
     int64_t rows, columns, first_row, first_column; /* of the tensor; where the block begins */
     int rank;
     int64_t shape[MAX_AXES];
@@ -317,13 +322,14 @@ static Slot own_slot(const Module *module, StateId weight) {
     return slot;
 }
 
-static StateId member_weight(const Module *module, const Match *match, int member, Arena *arena) {
+static StateId member_weight(const Module *module, const Match *match, int member,
+                             Arena *arena) {
     const char *path = fill_indices(match, match->rule->members[member], '[', ']', arena);
     return module_find_state(module, path, ROLE_WEIGHT, 0);
 }
 
-/* The slot in the rule's tensor: the members before this one stand before it on the joined side.
- * False where the module lacks a member or the other sides differ. */
+/* The slot in the rule's tensor: the members before this one stand before it on the joined
+ * side. False where the module lacks a member or the other sides differ. */
 static bool their_slot(const Module *module, StateId weight, const Match *match, Arena *arena,
                        Slot *slot) {
     const State *state = &module->states.data[weight];
@@ -357,8 +363,8 @@ static bool their_slot(const Module *module, StateId weight, const Match *match,
 
 /* Moves values between a slot's rows and the weight's declared order, [in, out].  `rows` holds
  * `count` of the weight's rows in the tensor from `first` on, `stride` apart. */
-static void move_rows(const Slot *slot, int64_t first, int64_t count, double *rows, int64_t stride,
-                      double *values, bool to_values) {
+static void move_rows(const Slot *slot, int64_t first, int64_t count, double *rows,
+                      int64_t stride, double *values, bool to_values) {
     int64_t width = slot->out_first ? slot->in : slot->out;
     int64_t row_step = slot->out_first ? 1 : slot->out;
     int64_t column_step = slot->out_first ? slot->out : 1;
@@ -401,7 +407,8 @@ static void write_slot(const Slot *slot, double *values, double *tensor) {
     }
 }
 
-/* ---- loading ------------------------------------------------------------------------------- */
+/* ---- loading -------------------------------------------------------------------------------
+ */
 
 typedef struct Loading {
     const Module *module;
@@ -446,10 +453,10 @@ static void report_missing(Loading *loading, const State *state, const char *the
     if (loading->missing++ >= MAX_MISSING_SHOWN)
         return;
     Diagnostic *d =
-        their_name ? error_in_file(loading->diagnostics, loading->path,
-                                   "holds neither `%s` nor `%s`", state->path, their_name)
-                   : error_in_file(loading->diagnostics, loading->path, "holds no `%s`",
-                                   state->path);
+        their_name
+            ? error_in_file(loading->diagnostics, loading->path, "holds neither `%s` nor `%s`",
+                            state->path, their_name)
+            : error_in_file(loading->diagnostics, loading->path, "holds no `%s`", state->path);
     note_declaration(d, state);
     int count = tensor_file_count(loading->file);
     const char **names = checked_alloc((size_t)count * sizeof *names);
@@ -477,9 +484,8 @@ static bool check_tensor(const Loading *loading, const Tensor *tensor, const Slo
         memcmp(tensor->shape, slot->shape, (size_t)slot->rank * sizeof *slot->shape) == 0)
         return true;
     Diagnostic *d = error_in_file(
-        loading->diagnostics, loading->path,
-        "`%s` has the shape %s, but `%s` (%s) needs %s", tensor->name,
-        shape_text(tensor->shape, tensor->rank, loading->arena), state->path,
+        loading->diagnostics, loading->path, "`%s` has the shape %s, but `%s` (%s) needs %s",
+        tensor->name, shape_text(tensor->shape, tensor->rank, loading->arena), state->path,
         declared_text(loading->module, state, loading->arena),
         shape_text(slot->shape, slot->rank, loading->arena));
     note_declaration(d, state);
@@ -517,8 +523,8 @@ static bool check_all(Loading *loading) {
         if (is_weight(&loading->module->states.data[id]))
             locate(loading, id, &slot);
     if (loading->missing > MAX_MISSING_SHOWN)
-        error_in_file(loading->diagnostics, loading->path, "%d weights of the model are missing",
-                      loading->missing);
+        error_in_file(loading->diagnostics, loading->path,
+                      "%d weights of the model are missing", loading->missing);
     return diagnostics_errors(loading->diagnostics) == errors;
 }
 
@@ -544,7 +550,8 @@ bool weights_load(const Module *module, const Mapping *mapping, const char *path
     return good;
 }
 
-/* ---- saving -------------------------------------------------------------------------------- */
+/* ---- saving --------------------------------------------------------------------------------
+ */
 
 typedef struct Saving {
     const Module *module;
@@ -586,8 +593,8 @@ static bool list_tensors(Saving *saving, bool double_precision, Diagnostics *dia
         if (other >= 0) {
             const char *other_path = saving->module->states.data[other].path;
             help(error_at(diagnostics, rule ? rule->span : state->span,
-                          "`%s` and `%s` would both be written as `%s`", other_path, state->path,
-                          name),
+                          "`%s` and `%s` would both be written as `%s`", other_path,
+                          state->path, name),
                  "name the path's index in the tensor's name: {i}");
             good = false;
         }
@@ -614,8 +621,8 @@ static void put_tensor(const Saving *saving, TensorWriter *writer, const Slot *s
     for (int i = 0; i < members; i++) {
         Slot part = *slot;
         if (i > 0)
-            part = slot_to_write(
-                saving, member_weight(saving->module, &slot->match, i, saving->arena));
+            part = slot_to_write(saving,
+                                 member_weight(saving->module, &slot->match, i, saving->arena));
         int64_t count = part.in * part.out;
         double *values = checked_alloc((size_t)count * sizeof *values);
         saving->get(saving->context, part.weight, values, count);
@@ -651,9 +658,10 @@ NewFile *weights_stage(const Module *module, const Mapping *mapping, bool theirs
     return staged;
 }
 
-bool weights_save(const Module *module, const Mapping *mapping, bool theirs, bool double_precision,
-                  const char *path, GetWeight get, void *context, Diagnostics *diagnostics) {
-    NewFile *staged = weights_stage(module, mapping, theirs, double_precision, path, get, context,
-                                    diagnostics);
+bool weights_save(const Module *module, const Mapping *mapping, bool theirs,
+                  bool double_precision, const char *path, GetWeight get, void *context,
+                  Diagnostics *diagnostics) {
+    NewFile *staged = weights_stage(module, mapping, theirs, double_precision, path, get,
+                                    context, diagnostics);
     return staged && new_file_publish(staged, diagnostics);
 }

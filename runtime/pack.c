@@ -24,7 +24,7 @@ typedef struct ShardWriter {
 typedef struct Packing {
     char *directory, *temporary;
     ShardWriter train, validation;
-    int64_t blocks; /* seen so far */
+    int64_t blocks;        /* seen so far */
     int64_t pending_bytes; /* the block that is held back: it may have to be validation */
     unsigned char *pending, *block;
     json_t *sources;
@@ -32,10 +32,12 @@ typedef struct Packing {
     Diagnostics *diagnostics;
 } Packing;
 
-/* ---- shards -------------------------------------------------------------------------------- */
+/* ---- shards --------------------------------------------------------------------------------
+ */
 
 static void write_header(ShardWriter *writer, bool again) {
-    int32_t header[LLMC_HEADER_BYTES / 4] = {LLMC_MAGIC, LLMC_VERSION, (int32_t)writer->in_shard};
+    int32_t header[LLMC_HEADER_BYTES / 4] = {LLMC_MAGIC, LLMC_VERSION,
+                                             (int32_t)writer->in_shard};
     if (again)
         new_file_rewrite_start(writer->file, header, sizeof header);
     else
@@ -93,7 +95,8 @@ static bool write_tokens(ShardWriter *writer, const unsigned char *bytes, int64_
     return true;
 }
 
-/* ---- the split ----------------------------------------------------------------------------- */
+/* ---- the split -----------------------------------------------------------------------------
+ */
 
 /* One of every twenty in a row, which one by the hash of their number. */
 static bool is_validation_block(int64_t block) {
@@ -106,8 +109,8 @@ static bool is_validation_block(int64_t block) {
 static bool end_block(Packing *packing, int64_t bytes) {
     ShardWriter *writer =
         is_validation_block(packing->blocks - 1) ? &packing->validation : &packing->train;
-    if (packing->blocks > 0 && !write_tokens(writer, packing->pending, packing->pending_bytes,
-                                             packing->diagnostics))
+    if (packing->blocks > 0 &&
+        !write_tokens(writer, packing->pending, packing->pending_bytes, packing->diagnostics))
         return false;
     unsigned char *block = packing->block;
     packing->block = packing->pending;
@@ -117,8 +120,9 @@ static bool end_block(Packing *packing, int64_t bytes) {
     return true;
 }
 
-/* The last block.  There is to be validation data, and training data too, however short the text:
- * where no block came to be validation, the end of the last one is, a twentieth of all. */
+/* The last block.  There is to be validation data, and training data too, however short the
+ * text: where no block came to be validation, the end of the last one is, a twentieth of all.
+ */
 static bool end_blocks(Packing *packing) {
     int64_t bytes = packing->pending_bytes, held_out = 0;
     int64_t twentieth = (packing->train.total + bytes) / VALIDATION_SHARE;
@@ -134,7 +138,8 @@ static bool end_blocks(Packing *packing) {
            end_shard(&packing->validation, packing->diagnostics);
 }
 
-/* ---- texts --------------------------------------------------------------------------------- */
+/* ---- texts ---------------------------------------------------------------------------------
+ */
 
 static void report_text(const Packing *packing, const char *path, const char *what) {
     help(error_in_file(packing->diagnostics, path, "the text cannot be read: %s", what),
@@ -160,8 +165,8 @@ static gzFile open_text(const Packing *packing, const char *path) {
     return NULL;
 }
 
-/* Adds a text to the stream of blocks, which run on from one text into the next. *filled: bytes of
- * the current block. */
+/* Adds a text to the stream of blocks, which run on from one text into the next. *filled: bytes
+ * of the current block. */
 static bool read_text(Packing *packing, const char *path, int64_t *filled) {
     gzFile text = open_text(packing, path);
     if (!text)
@@ -182,14 +187,16 @@ static bool read_text(Packing *packing, const char *path, int64_t *filled) {
     int error;
     const char *what = gzerror(text, &error);
     if (good && error != Z_OK && error != Z_STREAM_END) {
-        report_text(packing, path, error == Z_ERRNO       ? strerror(errno)
-                                   : error == Z_BUF_ERROR ? "the compressed text is cut short"
-                                                          : what);
+        report_text(packing, path,
+                    error == Z_ERRNO       ? strerror(errno)
+                    : error == Z_BUF_ERROR ? "the compressed text is cut short"
+                                           : what);
         good = false;
     }
     gzclose_r(text);
     json_array_append_new(packing->sources,
-                          json_pack("{s:o, s:I}", "path", json_string(json_path(path, packing->arena)), "bytes",
+                          json_pack("{s:o, s:I}", "path",
+                                    json_string(json_path(path, packing->arena)), "bytes",
                                     (json_int_t)bytes));
     return good;
 }
@@ -213,13 +220,14 @@ static bool read_texts(Packing *packing, const char *const *paths, int count) {
     return false;
 }
 
-/* ---- the folder ---------------------------------------------------------------------------- */
+/* ---- the folder ----------------------------------------------------------------------------
+ */
 
 static bool write_record(Packing *packing, int64_t shard_tokens) {
     json_t *record = json_pack(
-        "{s:s, s:i, s:s, s:O, s:i, s:I, s:I, s:I, s:i, s:i}", "tokenizer", "bytes", "vocabulary",
-        256, "layout", "llm.c uint16", "texts", packing->sources, "block_bytes", BLOCK_BYTES,
-        "shard_tokens", (json_int_t)shard_tokens, "train_tokens",
+        "{s:s, s:i, s:s, s:O, s:i, s:I, s:I, s:I, s:i, s:i}", "tokenizer", "bytes",
+        "vocabulary", 256, "layout", "llm.c uint16", "texts", packing->sources, "block_bytes",
+        BLOCK_BYTES, "shard_tokens", (json_int_t)shard_tokens, "train_tokens",
         (json_int_t)packing->train.total, "val_tokens", (json_int_t)packing->validation.total,
         "train_shards", packing->train.shards, "val_shards", packing->validation.shards);
     INTERNAL_CHECK(record);
@@ -246,10 +254,12 @@ static void remove_folder(const char *path) {
 
 static bool report_folder(const Packing *packing, int error) {
     bool taken = error == ENOTEMPTY || error == EEXIST || error == ENOTDIR;
-    help(error_in_file(packing->diagnostics, packing->directory, "the folder cannot be made: %s",
+    help(error_in_file(packing->diagnostics, packing->directory,
+                       "the folder cannot be made: %s",
                        taken ? "there is something there" : strerror(error)),
-         "%s", taken ? "remove it, or give another name to -o"
-                     : "-o names a folder in one that exists and that you may write to");
+         "%s",
+         taken ? "remove it, or give another name to -o"
+               : "-o names a folder in one that exists and that you may write to");
     return false;
 }
 

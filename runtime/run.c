@@ -11,13 +11,14 @@ char *run_weights_path(const char *folder, Arena *arena) {
     return arena_printf(arena, "%s/weights.safetensors", folder);
 }
 
-/* ---- writing ------------------------------------------------------------------------------- */
+/* ---- writing -------------------------------------------------------------------------------
+ */
 
 typedef struct RunWriting {
     const char *folder;
     Arena *arena;
     Diagnostics *diagnostics;
-    const char *root;         /* the folder that holds all texts, with its slash */
+    const char *root; /* the folder that holds all texts, with its slash */
     ARRAY(NewFile *) staged;
 } RunWriting;
 
@@ -47,8 +48,8 @@ static void widen_root(RunWriting *writing, const char *path) {
     writing->root = arena_strndup(writing->arena, writing->root, length);
 }
 
-/* Where a text lies below RUN/texts.  Texts keep their places to one another, so that `use` finds
- * them there. */
+/* Where a text lies below RUN/texts.  Texts keep their places to one another, so that `use`
+ * finds them there. */
 static const char *place_of(const RunWriting *writing, const char *path) {
     const char *whole = resolved(path, writing->arena);
     return arena_printf(writing->arena, "texts/%s", whole + strlen(writing->root));
@@ -83,7 +84,8 @@ static bool stage_texts(RunWriting *writing, const Compilation *compilation,
     return good;
 }
 
-/* A plan or recipe by NAME or FILE:NAME, the file as its place below the run; null without one. */
+/* A plan or recipe by NAME or FILE:NAME, the file as its place below the run; null without one.
+ */
 static json_t *placed_name(const RunWriting *writing, const char *name) {
     const char *colon = name ? strrchr(name, ':') : NULL;
     if (!name)
@@ -105,16 +107,18 @@ static json_t *record_of(const RunWriting *writing, const TrainOptions *options,
     Arena *arena = writing->arena;
     json_t *defines = json_array();
     for (int i = 0; i < request->define_count; i++)
-        json_array_append_new(defines, json_pack("[s,s]", json_path(request->defines[i].name, arena),
-                                                 json_path(request->defines[i].value, arena)));
+        json_array_append_new(defines,
+                              json_pack("[s,s]", json_path(request->defines[i].name, arena),
+                                        json_path(request->defines[i].value, arena)));
     json_t *record = json_pack(
         "{s:i, s:s, s:s?, s:o, s:o, s:o, s:I, s:s, s:s, s:I, s:b, s:o, s:o}", "format",
-        RUN_FORMAT, "model", json_path(place_of(writing, request->path), arena), "preset", request->preset, "plan",
-        placed_name(writing, request->plan), "recipe", placed_name(writing, request->recipe),
-        "defines", defines, "seed", (json_int_t)options->seed, "names",
-        options->their_names ? "hf" : "own", "data", json_path(options->data, arena), "steps",
-        (json_int_t)end->steps, "interrupted", end->interrupted, "final_loss",
-        number_or_null(end->final_loss), "val_loss", number_or_null(end->validation_loss));
+        RUN_FORMAT, "model", json_path(place_of(writing, request->path), arena), "preset",
+        request->preset, "plan", placed_name(writing, request->plan), "recipe",
+        placed_name(writing, request->recipe), "defines", defines, "seed",
+        (json_int_t)options->seed, "names", options->their_names ? "hf" : "own", "data",
+        json_path(options->data, arena), "steps", (json_int_t)end->steps, "interrupted",
+        end->interrupted, "final_loss", number_or_null(end->final_loss), "val_loss",
+        number_or_null(end->validation_loss));
     INTERNAL_CHECK(record);
     return record;
 }
@@ -129,8 +133,9 @@ static bool stage_record(RunWriting *writing, const TrainOptions *options, const
     return good;
 }
 
-bool run_write(const Compilation *compilation, const Mapping *mapping, const TrainOptions *options,
-               const RunEnd *end, NewFile *weights, Diagnostics *diagnostics) {
+bool run_write(const Compilation *compilation, const Mapping *mapping,
+               const TrainOptions *options, const RunEnd *end, NewFile *weights,
+               Diagnostics *diagnostics) {
     RunWriting writing = {
         .folder = options->out, .arena = arena_new(), .diagnostics = diagnostics};
     bool good = new_file_sync(weights, diagnostics) &&
@@ -148,7 +153,8 @@ bool run_write(const Compilation *compilation, const Mapping *mapping, const Tra
     return good;
 }
 
-/* ---- reading ------------------------------------------------------------------------------- */
+/* ---- reading -------------------------------------------------------------------------------
+ */
 
 static RunRecord *damaged(const char *path, Diagnostics *diagnostics, const char *what) {
     help(error_in_file(diagnostics, path, "this is not the record of a run: %s", what),
@@ -190,7 +196,8 @@ static RunRecord *read_record(const json_t *json, const char *folder, const char
     if (json_integer_value(json_object_get(json, "format")) != RUN_FORMAT)
         return damaged(path, diagnostics, "its format is not 1");
     RunRecord *record = arena_alloc(arena, sizeof *record);
-    const char *model = string_of(json, "model", arena), *names = string_of(json, "names", arena);
+    const char *model = string_of(json, "model", arena),
+               *names = string_of(json, "names", arena);
     if (!model || !names)
         return damaged(path, diagnostics, "it names no model");
     record->request.path = arena_printf(arena, "%s/%s", folder, model);

@@ -1,6 +1,7 @@
 /* runtime/safetensors.c: reading and writing weights in the safetensors layout: the header's
- * length (u64, little-endian), a JSON header, the tensors' bytes.  Whatever the bytes of a file, a
- * bad one ends in a sentence, in memory proportional to the number of tensors it could hold. */
+ * length (u64, little-endian), a JSON header, the tensors' bytes.  Whatever the bytes of a
+ * file, a bad one ends in a sentence, in memory proportional to the number of tensors it could
+ * hold. */
 #include "runtime/runtime.h"
 
 #include <errno.h>
@@ -24,17 +25,18 @@ struct TensorFile {
     StringMap by_name;
 };
 
-/* ---- data types ---------------------------------------------------------------------------- */
+/* ---- data types ----------------------------------------------------------------------------
+ */
 
 static const struct {
     const char *name;
     int dtype, bytes;
 } data_types[] = {
-    {"F64", TENSOR_F64, 8},   {"F32", TENSOR_F32, 4},     {"BF16", TENSOR_BF16, 2},
-    {"F16", TENSOR_F16, 2},   {"I64", TENSOR_OTHER, 8},   {"I32", TENSOR_OTHER, 4},
-    {"I16", TENSOR_OTHER, 2}, {"I8", TENSOR_OTHER, 1},    {"U64", TENSOR_OTHER, 8},
-    {"U32", TENSOR_OTHER, 4}, {"U16", TENSOR_OTHER, 2},   {"U8", TENSOR_OTHER, 1},
-    {"C64", TENSOR_OTHER, 8}, {"F8_E4M3", TENSOR_OTHER, 1}, {"F8_E5M2", TENSOR_OTHER, 1},
+    {"F64", TENSOR_F64, 8},    {"F32", TENSOR_F32, 4},       {"BF16", TENSOR_BF16, 2},
+    {"F16", TENSOR_F16, 2},    {"I64", TENSOR_OTHER, 8},     {"I32", TENSOR_OTHER, 4},
+    {"I16", TENSOR_OTHER, 2},  {"I8", TENSOR_OTHER, 1},      {"U64", TENSOR_OTHER, 8},
+    {"U32", TENSOR_OTHER, 4},  {"U16", TENSOR_OTHER, 2},     {"U8", TENSOR_OTHER, 1},
+    {"C64", TENSOR_OTHER, 8},  {"F8_E4M3", TENSOR_OTHER, 1}, {"F8_E5M2", TENSOR_OTHER, 1},
     {"BOOL", TENSOR_OTHER, 1},
 };
 
@@ -57,7 +59,8 @@ static double from_f16(const unsigned char *at) {
     return half >> 15 ? -magnitude : magnitude;
 }
 
-/* ---- reading ------------------------------------------------------------------------------- */
+/* ---- reading -------------------------------------------------------------------------------
+ */
 
 static bool refuse(const TensorFile *file, Diagnostics *diagnostics, const char *format, ...)
     PRINTF_LIKE(3, 4);
@@ -101,7 +104,8 @@ static bool map_file(TensorFile *file, Diagnostics *diagnostics) {
     if (error)
         return refuse_system(file, diagnostics, error);
     if (!file->bytes)
-        return refuse(file, diagnostics, "it has %lld bytes, fewer than the header's length takes",
+        return refuse(file, diagnostics,
+                      "it has %lld bytes, fewer than the header's length takes",
                       (long long)status.st_size);
     return true;
 }
@@ -126,8 +130,10 @@ static json_t *parse_header(TensorFile *file, Diagnostics *diagnostics) {
     int64_t values = 0;
     for (uint64_t i = 0; i < length; i++)
         values += text[i] == '{' || text[i] == '[' || text[i] == ',';
-    if (values > (int64_t)MAX_TENSORS * (MAX_AXES + 6)) { /* an object, two arrays, their parts */
-        refuse(file, diagnostics, "its header describes more than %d tensors", (int)MAX_TENSORS);
+    if (values >
+        (int64_t)MAX_TENSORS * (MAX_AXES + 6)) { /* an object, two arrays, their parts */
+        refuse(file, diagnostics, "its header describes more than %d tensors",
+               (int)MAX_TENSORS);
         return NULL;
     }
     json_error_t error;
@@ -155,8 +161,8 @@ static bool parse_shape(const TensorFile *file, Tensor *tensor, const json_t *sh
     for (int i = 0; i < tensor->rank; i++) {
         const json_t *size = json_array_get(shape, (size_t)i);
         tensor->shape[i] = json_is_integer(size) ? json_integer_value(size) : -1;
-        if (tensor->shape[i] < 0 || __builtin_mul_overflow(tensor->elements, tensor->shape[i],
-                                                           &tensor->elements))
+        if (tensor->shape[i] < 0 ||
+            __builtin_mul_overflow(tensor->elements, tensor->shape[i], &tensor->elements))
             return refuse(file, diagnostics, "tensor `%s` has a shape that is none",
                           tensor->name);
     }
@@ -181,7 +187,8 @@ static bool parse_tensor(const TensorFile *file, Tensor *tensor, const json_t *e
     const json_t *extent = json_object_get(entry, "data_offsets");
     const json_t *first = json_array_get(extent, 0), *last = json_array_get(extent, 1);
     if (json_array_size(extent) != 2 || !json_is_integer(first) || !json_is_integer(last))
-        return refuse(file, diagnostics, "tensor `%s` has no pair of data_offsets", tensor->name);
+        return refuse(file, diagnostics, "tensor `%s` has no pair of data_offsets",
+                      tensor->name);
     tensor->begin = json_integer_value(first);
     *end = json_integer_value(last);
     if (tensor->begin < 0 || *end < tensor->begin || *end > file->size - file->data)
@@ -219,10 +226,11 @@ static bool check_tiling(const TensorFile *file, Extent *extents, Diagnostics *d
         qsort(extents, (size_t)file->count, sizeof *extents, compare_extents);
     for (int i = 0; i < file->count; end = extents[i++].end)
         if (extents[i].begin != end)
-            return refuse(file, diagnostics,
-                          "tensor `%s` begins at byte %lld of the data section, but what stands "
-                          "before it ends at byte %lld",
-                          extents[i].name, (long long)extents[i].begin, (long long)end);
+            return refuse(
+                file, diagnostics,
+                "tensor `%s` begins at byte %lld of the data section, but what stands "
+                "before it ends at byte %lld",
+                extents[i].name, (long long)extents[i].begin, (long long)end);
     if (end != file->size - file->data)
         return refuse(file, diagnostics, "%lld bytes follow after its last tensor",
                       (long long)(file->size - file->data - end));
@@ -259,8 +267,7 @@ TensorFile *tensor_file_open(const char *path, Diagnostics *diagnostics) {
     TensorFile *file = arena_alloc(arena, sizeof *file);
     file->arena = arena;
     file->path = arena_strdup(arena, path);
-    json_t *header =
-        map_file(file, diagnostics) ? parse_header(file, diagnostics) : NULL;
+    json_t *header = map_file(file, diagnostics) ? parse_header(file, diagnostics) : NULL;
     bool good = header && parse_tensors(file, header, diagnostics);
     json_decref(header);
     if (good)
@@ -301,8 +308,8 @@ const Tensor *tensor_file_find(const TensorFile *file, const char *name) {
     return index < 0 ? NULL : &file->tensors[index];
 }
 
-void tensor_file_read(const TensorFile *file, const Tensor *tensor, int64_t first, int64_t count,
-                      double *values) {
+void tensor_file_read(const TensorFile *file, const Tensor *tensor, int64_t first,
+                      int64_t count, double *values) {
     INTERNAL_CHECK(first >= 0 && count >= 0 && first + count <= tensor->elements);
     const unsigned char *at = file->bytes + file->data + tensor->begin;
     switch (tensor->dtype) {
@@ -330,7 +337,8 @@ void tensor_file_read(const TensorFile *file, const Tensor *tensor, int64_t firs
     internal_error("tensor %s is not of a float dtype", tensor->name);
 }
 
-/* ---- writing ------------------------------------------------------------------------------- */
+/* ---- writing -------------------------------------------------------------------------------
+ */
 
 struct TensorWriter {
     NewFile *file;
@@ -342,9 +350,9 @@ static json_t *header_entry(const Tensor *tensor, int64_t bytes) {
     json_t *shape = json_array();
     for (int i = 0; i < tensor->rank; i++)
         json_array_append_new(shape, json_integer(tensor->shape[i]));
-    return json_pack("{s:s, s:o, s:[I,I]}", "dtype", tensor->dtype == TENSOR_F64 ? "F64" : "F32",
-                     "shape", shape, "data_offsets", (json_int_t)tensor->begin,
-                     (json_int_t)(tensor->begin + bytes));
+    return json_pack(
+        "{s:s, s:o, s:[I,I]}", "dtype", tensor->dtype == TENSOR_F64 ? "F64" : "F32", "shape",
+        shape, "data_offsets", (json_int_t)tensor->begin, (json_int_t)(tensor->begin + bytes));
 }
 
 /* Length and header; spaces make the data section begin at a multiple of 8. */

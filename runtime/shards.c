@@ -20,7 +20,7 @@ typedef struct Shard {
     const char *path;
     const unsigned char *bytes; /* the file, mapped */
     int64_t size;
-    int64_t data;   /* where the tokens begin */
+    int64_t data; /* where the tokens begin */
     int64_t tokens;
     TokenType type;
     int64_t first_sample, samples; /* counted through all shards */
@@ -49,7 +49,8 @@ SampleShape sample_shape(const Module *module) {
     return shape;
 }
 
-/* ---- files --------------------------------------------------------------------------------- */
+/* ---- files ---------------------------------------------------------------------------------
+ */
 
 static bool refuse(const char *path, Diagnostics *diagnostics, const char *remedy,
                    const char *format, ...) PRINTF_LIKE(4, 5);
@@ -65,10 +66,11 @@ static bool refuse(const char *path, Diagnostics *diagnostics, const char *remed
     return false;
 }
 
-static const unsigned char *map_file(const char *path, int64_t *size, Diagnostics *diagnostics) {
-    static const char remedy[] =
-        "--data takes a shard, a folder of shards or a raw uint16 file; `colac data pack` makes "
-        "shards of text";
+static const unsigned char *map_file(const char *path, int64_t *size,
+                                     Diagnostics *diagnostics) {
+    static const char remedy[] = "--data takes a shard, a folder of shards or a raw uint16 "
+                                 "file; `colac data pack` makes "
+                                 "shards of text";
     int descriptor = open(path, O_RDONLY | O_CLOEXEC);
     struct stat status;
     int error = descriptor < 0 || fstat(descriptor, &status) ? errno : 0;
@@ -129,13 +131,15 @@ static bool ends_with(const char *string, const char *end) {
     return length >= end_length && strcmp(string + length - end_length, end) == 0;
 }
 
-/* ---- layouts ------------------------------------------------------------------------------- */
+/* ---- layouts -------------------------------------------------------------------------------
+ */
 
 static bool llmc_layout(Shard *shard, Diagnostics *diagnostics) {
     bool wide = read_integer(shard->bytes, 4) == LLAMA3_MAGIC;
     int64_t version = read_integer(shard->bytes + 4, 4);
     if (version != (wide ? 7 : 1))
-        return refuse(shard->path, diagnostics, "write the shard anew in a version that is read",
+        return refuse(shard->path, diagnostics,
+                      "write the shard anew in a version that is read",
                       "this is an llm.c shard of version %lld; version %d is read",
                       (long long)version, wide ? 7 : 1);
     shard->data = LLMC_HEADER_BYTES;
@@ -144,13 +148,13 @@ static bool llmc_layout(Shard *shard, Diagnostics *diagnostics) {
     int64_t there = (shard->size - LLMC_HEADER_BYTES) / token_bytes[shard->type];
     if (shard->size < LLMC_HEADER_BYTES || shard->tokens != there ||
         (shard->size - LLMC_HEADER_BYTES) % token_bytes[shard->type])
-        return refuse(shard->path, diagnostics,
-                      "the file may have been cut short: copy or write it again",
-                      "its header counts %lld tokens, but %lld bytes follow, which is not that "
-                      "many",
-                      (long long)shard->tokens,
-                      (long long)(shard->size > LLMC_HEADER_BYTES ? shard->size - LLMC_HEADER_BYTES
-                                                                  : 0));
+        return refuse(
+            shard->path, diagnostics,
+            "the file may have been cut short: copy or write it again",
+            "its header counts %lld tokens, but %lld bytes follow, which is not that "
+            "many",
+            (long long)shard->tokens,
+            (long long)(shard->size > LLMC_HEADER_BYTES ? shard->size - LLMC_HEADER_BYTES : 0));
     return true;
 }
 
@@ -158,11 +162,12 @@ static bool raw_layout(Shard *shard, Diagnostics *diagnostics) {
     shard->type = TOKEN_U16;
     shard->tokens = shard->size / 2;
     if (shard->size % 2)
-        return refuse(shard->path, diagnostics,
-                      "text becomes token shards by `colac data pack TEXT… -o DIR`",
-                      "it has no header that is known, and its %lld bytes are no whole number of "
-                      "uint16 tokens",
-                      (long long)shard->size);
+        return refuse(
+            shard->path, diagnostics,
+            "text becomes token shards by `colac data pack TEXT… -o DIR`",
+            "it has no header that is known, and its %lld bytes are no whole number of "
+            "uint16 tokens",
+            (long long)shard->size);
     return true;
 }
 
@@ -170,7 +175,8 @@ static bool raw_layout(Shard *shard, Diagnostics *diagnostics) {
 static bool megatron_layout(Shard *shard, const unsigned char *index, int64_t size,
                             const char *index_path, Diagnostics *diagnostics) {
     static const char remedy[] = "copy or write the .bin and the .idx again, both";
-    static const int types[] = {-1, TOKEN_U8, -1, TOKEN_I16, TOKEN_I32, TOKEN_I64, -1, -1, TOKEN_U16};
+    static const int types[] = {-1,        TOKEN_U8, -1, TOKEN_I16, TOKEN_I32,
+                                TOKEN_I64, -1,       -1, TOKEN_U16};
     if (size < MEGATRON_HEADER_BYTES || memcmp(index, "MMIDIDX\0", 9) != 0)
         return refuse(index_path, diagnostics, remedy, "this is no Megatron index");
     int64_t version = read_integer(index + 9, 8), dtype = index[17];
@@ -190,17 +196,19 @@ static bool megatron_layout(Shard *shard, const unsigned char *index, int64_t si
         int64_t length = read_integer(lengths + 4 * i, 4);
         int64_t offset = read_integer(offsets + 8 * i, 8);
         if (length < 0 || offset != shard->tokens * token_bytes[shard->type])
-            return refuse(index_path, diagnostics, remedy,
-                          "sequence %lld begins at byte %lld with %lld tokens; the ones before it "
-                          "end at byte %lld",
-                          (long long)i, (long long)offset, (long long)length,
-                          (long long)(shard->tokens * token_bytes[shard->type]));
+            return refuse(
+                index_path, diagnostics, remedy,
+                "sequence %lld begins at byte %lld with %lld tokens; the ones before it "
+                "end at byte %lld",
+                (long long)i, (long long)offset, (long long)length,
+                (long long)(shard->tokens * token_bytes[shard->type]));
         shard->tokens += length;
     }
     if (shard->tokens * token_bytes[shard->type] != shard->size)
         return refuse(shard->path, diagnostics, remedy,
                       "the index counts %lld tokens of %d bytes, but the file has %lld bytes",
-                      (long long)shard->tokens, token_bytes[shard->type], (long long)shard->size);
+                      (long long)shard->tokens, token_bytes[shard->type],
+                      (long long)shard->size);
     return true;
 }
 
@@ -259,7 +267,8 @@ static bool add_shard(TokenData *data, const char *path, Diagnostics *diagnostic
     return true;
 }
 
-/* ---- folders ------------------------------------------------------------------------------- */
+/* ---- folders -------------------------------------------------------------------------------
+ */
 
 /* The type is scandir's. */
 static int is_shard_name(const struct dirent *entry) {
@@ -335,11 +344,11 @@ TokenData *token_data_open(const char *path, DataSplit split, SampleShape shape,
     bool good = folder ? add_folder(data, path, split, diagnostics)
                        : add_shard(data, path, diagnostics);
     if (good && data->samples == 0)
-        good = refuse(path, diagnostics,
-                      "use more data, or a model with fewer positions (-D S=…)",
-                      "it has %lld tokens and no place for one sample, which takes %lld in one "
-                      "file",
-                      (long long)data->tokens, (long long)shape.span);
+        good =
+            refuse(path, diagnostics, "use more data, or a model with fewer positions (-D S=…)",
+                   "it has %lld tokens and no place for one sample, which takes %lld in one "
+                   "file",
+                   (long long)data->tokens, (long long)shape.span);
     if (good)
         return data;
     token_data_close(data);
@@ -364,7 +373,8 @@ int64_t token_data_samples(const TokenData *data) {
     return data->samples;
 }
 
-/* ---- order --------------------------------------------------------------------------------- */
+/* ---- order ---------------------------------------------------------------------------------
+ */
 
 /* A bijection of 64-bit words (the finalizer of splitmix64). */
 static uint64_t mix(uint64_t x) {

@@ -1,5 +1,5 @@
-/* runtime/trainer.c: pre-training, the gradients of one batch, evaluation.  Losses are summed in
- * double over micro-batches: ΣE / ΣW. */
+/* runtime/trainer.c: pre-training, the gradients of one batch, evaluation.  Losses are summed
+ * in double over micro-batches: ΣE / ΣW. */
 #include "runtime/runtime.h"
 
 #include <errno.h>
@@ -7,9 +7,9 @@
 #include <signal.h>
 #include <unistd.h>
 
-enum { MAX_VALIDATION_BATCHES = 50 };
-/* A fast product does tens of operations in the time that the machine copies a byte; a library that
- * falls back to its reference loops does a fraction of one. */
+enum { MAX_VALIDATION_BATCHES = 50, MAX_PROBED_ELEMENTS = 8192 };
+/* A fast product does tens of operations in the time that the machine copies a byte; a library
+ * that falls back to its reference loops does a fraction of one. */
 static const double LEAST_FLOPS_A_BYTE = 1;
 
 /* What train, run_grad and run_eval have in common: data, weights, an engine. */
@@ -24,8 +24,8 @@ typedef struct Session {
     TokenData *data, *validation; /* validation NULL: the data has no such split */
     int32_t **inputs;             /* one for each input of the module */
     StateId loss_sum, weight_sum;
-    int64_t rows;                 /* B */
-    int64_t micro_batches;        /* of an update */
+    int64_t rows;          /* B */
+    int64_t micro_batches; /* of an update */
 } Session;
 
 /* ΣE and ΣW. */
@@ -37,27 +37,13 @@ static double mean_loss(LossSum sum) {
     return sum.weight != 0 ? sum.loss / sum.weight : 0;
 }
 
-/* ---- opening ------------------------------------------------------------------------------- */
-
-static bool check_batch(Session *session) {
-    const Recipe *recipe = &session->compilation->recipe;
-    session->rows = session->compilation->sequences;
-    session->micro_batches = recipe->batch / session->rows;
-    if (recipe->batch > 0 && recipe->batch % session->rows == 0)
-        return true;
-    help(error_in_file(session->diagnostics, session->compilation->texts->main_path,
-                       "the recipe's batch of %lld sequences is no whole number of micro-batches "
-                       "of B = %lld",
-                       (long long)recipe->batch, (long long)session->rows),
-         "choose one that is: -D batch=%lld, or another B",
-         (long long)((recipe->batch / session->rows + 1) * session->rows));
-    return false;
-}
+/* ---- opening -------------------------------------------------------------------------------
+ */
 
 /* How many updates are asked for; 0 after reporting. */
 static int64_t steps_of(const Session *session) {
-    int64_t steps = session->options->steps ? session->options->steps
-                                            : session->compilation->recipe.steps;
+    int64_t steps =
+        session->options->steps ? session->options->steps : session->compilation->recipe.steps;
     if (steps <= 0)
         help(error_in_file(session->diagnostics, session->compilation->texts->main_path,
                            "nothing says how many updates to train for"),
@@ -76,8 +62,8 @@ static bool open_data(Session *session, bool for_evaluation) {
     }
     if (!split && !for_evaluation)
         return true;
-    session->validation =
-        token_data_open(path, split ? SPLIT_VALIDATION : SPLIT_ALL, shape, session->diagnostics);
+    session->validation = token_data_open(path, split ? SPLIT_VALIDATION : SPLIT_ALL, shape,
+                                          session->diagnostics);
     return session->validation != NULL;
 }
 
@@ -123,10 +109,12 @@ static bool session_open(Session *session, Compilation *compilation, const Progr
     session->loss_sum = module_find_state(session->module, "loss_sum", ROLE_METRIC, 0);
     session->weight_sum = module_find_state(session->module, "weight_sum", ROLE_METRIC, 0);
     INTERNAL_CHECK(session->loss_sum >= 0 && session->weight_sum >= 0);
+    session->rows = compilation->sequences;
+    session->micro_batches = compilation->recipe.batch / session->rows;
+    INTERNAL_CHECK(session->micro_batches * session->rows == compilation->recipe.batch);
     allocate_inputs(session);
     session->mapping = mapping_load(options->request->path, session->arena, diagnostics);
-    return session->mapping && check_batch(session) && open_data(session, for_evaluation) &&
-           open_engine(session, set);
+    return session->mapping && open_data(session, for_evaluation) && open_engine(session, set);
 }
 
 static void session_close(Session *session) {
@@ -139,13 +127,15 @@ static void session_close(Session *session) {
     token_data_close(session->validation);
 }
 
-/* ---- running functions --------------------------------------------------------------------- */
+/* ---- running functions ---------------------------------------------------------------------
+ */
 
 typedef struct ScalarValues {
     int64_t step, sample0, update_of; /* update_of: of how many steps the rates are */
 } ScalarValues;
 
-static double scalar_value(const Session *session, const char *name, const ScalarValues *values) {
+static double scalar_value(const Session *session, const char *name,
+                           const ScalarValues *values) {
     int group = 0;
     if (strcmp(name, "step") == 0)
         return (double)values->step;
@@ -235,7 +225,8 @@ static int64_t validation_batches(const Session *session) {
     return batches ? batches : 1;
 }
 
-/* ---- rates --------------------------------------------------------------------------------- */
+/* ---- rates ---------------------------------------------------------------------------------
+ */
 
 double recipe_rate(const Recipe *recipe, int group, int64_t t, int64_t steps) {
     double rate = recipe->groups[group].rate;
@@ -256,13 +247,15 @@ double recipe_rate(const Recipe *recipe, int group, int64_t t, int64_t steps) {
     internal_error("schedule %d", (int)recipe->schedule);
 }
 
-/* ---- training ------------------------------------------------------------------------------ */
+/* ---- training ------------------------------------------------------------------------------
+ */
 
 typedef struct Training {
     Session session;
     Progress *progress;
     StepFigures figures;
     StateId loss, gradient_norm;
+    ARRAY(StateId) probed; /* gradients of few elements */
     ARRAY(StateId) observed;
     ARRAY(const char *) observed_names;
     ARRAY(double) observed_values;
@@ -286,45 +279,65 @@ static struct sigaction catch_interrupts(void) {
     return before;
 }
 
-/* The loss is no number: runs the micro-batch at hand once more, watched, so that the first bad
- * tensor is named too. */
-static void report_divergence(Training *training, int64_t step, int64_t micro, double loss,
+static void report_stop(const Training *training, int64_t step, const char *what, double value,
+                        const char *remedy) {
+    const Session *session = &training->session;
+    help(error_in_file(session->diagnostics, session->compilation->texts->main_path,
+                       "%s of update %lld is %s; training stopped, and what was in %s stays",
+                       what, (long long)step, isnan(value) ? "NaN" : "infinite",
+                       session->options->out),
+         "%s", remedy);
+}
+
+/* Runs the micro-batch at hand once more, watched, so that the first bad tensor is named too.
+ */
+static bool report_divergence(Training *training, const char *what, double value,
                               ScalarValues values) {
     Session *session = &training->session;
-    help(error_in_file(session->diagnostics, session->compilation->texts->main_path,
-                       "the loss of update %lld is %s (micro-batch %lld of %lld); training "
-                       "stopped, and what was in %s stays",
-                       (long long)step, isnan(loss) ? "NaN" : "infinite", (long long)micro + 1,
-                       (long long)session->micro_batches, session->options->out),
-         "a lower rate (-D lr=…), a longer warm-up or a clip helps most often");
+    report_stop(training, values.step, what, value,
+                "a lower rate (-D lr=…), a longer warm-up or a clip helps most often");
     zero_states(session, ROLE_METRIC);
     zero_states(session, ROLE_GRADIENT);
     session->engine->watch(session->engine);
     run_function(session, "micro", values);
+    return false;
 }
 
-static void report_bad_gradient(Training *training, int64_t step, double norm) {
+/* A finite number, or the first that is none among the gradients of few elements: a NaN in the
+ * backward part reaches the gains and biases of the layers before it. */
+static double probe_gradients(Training *training) {
     Session *session = &training->session;
-    help(error_in_file(session->diagnostics, session->compilation->texts->main_path,
-                       "the gradient norm of update %lld is %s, though its loss is not; training "
-                       "stopped, and what was in %s stays",
-                       (long long)step, isnan(norm) ? "NaN" : "infinite", session->options->out),
-         "`--check-nan` runs until the same place and names the first bad tensor");
+    double values[MAX_PROBED_ELEMENTS];
+    for (int64_t i = 0; i < training->probed.count; i++) {
+        StateId gradient = training->probed.data[i];
+        int64_t count =
+            type_elements(session->module, state_type(&session->module->states.data[gradient]));
+        session->engine->read(session->engine, gradient, values);
+        for (int64_t j = 0; j < count; j++)
+            if (!isfinite(values[j]))
+                return values[j];
+    }
+    return 0;
 }
 
+/* Before `update` makes the weights what the gradients are. */
 static bool run_micro_batches(Training *training, int64_t step) {
     Session *session = &training->session;
     for (int64_t micro = 0; micro < session->micro_batches; micro++) {
         int64_t sample0 = ((step - 1) * session->micro_batches + micro) * session->rows;
         ScalarValues values = {.step = step, .sample0 = sample0};
-        if (!fill_inputs(session, session->data, session->options->order, sample0) ||
-            !run_function(session, "micro", values))
+        if (!fill_inputs(session, session->data, session->options->order, sample0))
             return false;
-        double loss = read_metric(session, session->loss_sum);
-        if (!isfinite(loss)) {
-            report_divergence(training, step, micro, loss, values);
+        if (!run_function(session, "micro", values)) {
+            report_stop(training, step, "a value", (double)NAN, "the first one is named below");
             return false;
         }
+        double loss = read_metric(session, session->loss_sum);
+        double gradient = probe_gradients(training);
+        if (!isfinite(loss))
+            return report_divergence(training, "the loss", loss, values);
+        if (!isfinite(gradient))
+            return report_divergence(training, "a gradient", gradient, values);
     }
     return true;
 }
@@ -347,7 +360,8 @@ static bool update(Training *training, int64_t step) {
     figures->seconds = now_seconds() - started;
     figures->validated = false;
     if (!isfinite(figures->gradient_norm))
-        report_bad_gradient(training, step, figures->gradient_norm);
+        report_stop(training, step, "the gradient norm", figures->gradient_norm,
+                    "`--check-nan` runs until the same place and names the first bad tensor");
     return isfinite(figures->gradient_norm);
 }
 
@@ -390,10 +404,10 @@ static void get_weight(void *context, StateId weight, double *values, int64_t co
 static bool write_run(Training *training) {
     Session *session = &training->session;
     const TrainOptions *options = session->options;
-    NewFile *weights = weights_stage(
-        session->module, session->mapping, options->their_names,
-        session->engine->double_precision, run_weights_path(options->out, session->arena),
-        get_weight, session->engine, session->diagnostics);
+    NewFile *weights = weights_stage(session->module, session->mapping, options->their_names,
+                                     session->engine->double_precision,
+                                     run_weights_path(options->out, session->arena), get_weight,
+                                     session->engine, session->diagnostics);
     RunEnd end = {.steps = training->figures.step,
                   .interrupted = interrupted != 0,
                   .final_loss = training->figures.loss,
@@ -402,7 +416,7 @@ static bool write_run(Training *training) {
                                 session->diagnostics);
 }
 
-static void find_metrics(Training *training) {
+static void find_states(Training *training) {
     static const char prefix[] = "observed.";
     const Module *module = training->session.module;
     training->loss = module_find_state(module, "loss", ROLE_METRIC, 0);
@@ -410,6 +424,9 @@ static void find_metrics(Training *training) {
     INTERNAL_CHECK(training->loss >= 0 && training->gradient_norm >= 0);
     for (StateId id = 0; id < module->states.count; id++) {
         const State *state = &module->states.data[id];
+        if (state->role == ROLE_GRADIENT && !state->flat &&
+            type_elements(module, state_type(state)) <= MAX_PROBED_ELEMENTS)
+            array_push(&training->probed, id);
         if (state->role != ROLE_METRIC || strncmp(state->path, prefix, sizeof prefix - 1) != 0)
             continue;
         array_push(&training->observed, id);
@@ -429,8 +446,9 @@ static double measured_peak(const Training *training) {
                 machine.processor, machine.threads, machine.product_flops / 1e9,
                 machine.copy_bytes / 1e9);
     if (machine.product_flops < LEAST_FLOPS_A_BYTE * machine.copy_bytes)
-        fprintf(stderr, "colac: warning: matrix products are slow on this machine; is the library "
-                        "built for this processor?\n");
+        fprintf(stderr,
+                "colac: warning: matrix products are slow on this machine; is the library "
+                "built for this processor?\n");
     return machine.product_flops;
 }
 
@@ -460,7 +478,7 @@ static void print_plan(const Training *training) {
 static void training_begin(Training *training) {
     Session *session = &training->session;
     const TrainOptions *options = session->options;
-    find_metrics(training);
+    find_states(training);
     if (!options->json)
         print_plan(training);
     training->progress = progress_new(options->json, measured_peak(training));
@@ -492,7 +510,8 @@ static bool is_writable_folder(const char *path, Diagnostics *diagnostics) {
         return false;
     if (access(path, W_OK) == 0)
         return true;
-    help(error_in_file(diagnostics, path, "the folder cannot be written to: %s", strerror(errno)),
+    help(error_in_file(diagnostics, path, "the folder cannot be written to: %s",
+                       strerror(errno)),
          "name another folder: --out RUN");
     return false;
 }
@@ -524,6 +543,7 @@ int train(Compilation *compilation, const ProgramSet *set, const TrainOptions *o
         (training.steps = steps_of(&training.session)) > 0 &&
         is_writable_folder(options->out, diagnostics))
         code = run_training(&training);
+    array_free(&training.probed);
     array_free(&training.observed);
     array_free(&training.observed_names);
     array_free(&training.observed_values);
@@ -531,7 +551,8 @@ int train(Compilation *compilation, const ProgramSet *set, const TrainOptions *o
     return code;
 }
 
-/* ---- gradients ----------------------------------------------------------------------------- */
+/* ---- gradients -----------------------------------------------------------------------------
+ */
 
 typedef struct Gradients {
     Session session;
@@ -588,7 +609,8 @@ int run_grad(Compilation *compilation, const ProgramSet *set, const TrainOptions
     return good ? 0 : 1;
 }
 
-/* ---- evaluation ---------------------------------------------------------------------------- */
+/* ---- evaluation ----------------------------------------------------------------------------
+ */
 
 int run_eval(Compilation *compilation, const ProgramSet *set, const TrainOptions *options,
              Diagnostics *diagnostics) {

@@ -1,5 +1,5 @@
-/* tests/test_data.c: files that appear whole, weights, token data and its order, packing.  What is
- * read is written here byte by byte; what is written is read here by other means. */
+/* tests/test_data.c: files that appear whole, weights, token data and its order, packing.  What
+ * is read is written here byte by byte; what is written is read here by other means. */
 #include "runtime/runtime.h"
 
 #include <dirent.h>
@@ -13,7 +13,8 @@
 
 #include <cmocka.h>
 
-/* ---- a folder for each test ---------------------------------------------------------------- */
+/* ---- a folder for each test ----------------------------------------------------------------
+ */
 
 static char folder[64];
 static char path_buffer[8][256];
@@ -81,7 +82,8 @@ static void assert_silent(Diagnostics *diagnostics) {
         fail_msg("%s", message_of(diagnostics));
 }
 
-/* ---- files that appear whole --------------------------------------------------------------- */
+/* ---- files that appear whole ---------------------------------------------------------------
+ */
 
 static void a_new_file_appears_when_published(void **state) {
     (void)state;
@@ -157,7 +159,8 @@ static void a_full_disk_leaves_nothing(void **state) {
     diagnostics_free(diagnostics);
 }
 
-/* ---- safetensors --------------------------------------------------------------------------- */
+/* ---- safetensors ---------------------------------------------------------------------------
+ */
 
 /* Length, header, data as a file. */
 static const char *write_safetensors(const char *name, const char *header, const void *data,
@@ -252,7 +255,7 @@ static void what_is_written_is_read_back(void **state) {
     diagnostics_free(diagnostics);
 }
 
-#define ENTRY(dtype, shape, offsets)                                                             \
+#define ENTRY(dtype, shape, offsets)                                                           \
     "{\"w\":{\"dtype\":" dtype ",\"shape\":" shape ",\"data_offsets\":" offsets "}}"
 
 static void damaged_weights_are_sentences(void **state) {
@@ -286,7 +289,8 @@ static void damaged_weights_are_sentences(void **state) {
         {ENTRY("\"F32\"", "[1]", "[0,4]"), 5, "1 bytes follow"},
         {"{\"a\":{\"dtype\":\"U8\",\"shape\":[2],\"data_offsets\":[0,2]},"
          "\"b\":{\"dtype\":\"U8\",\"shape\":[2],\"data_offsets\":[1,3]}}",
-         3, "`b` begins at byte 1 of the data section, but what stands before it ends at byte 2"},
+         3,
+         "`b` begins at byte 1 of the data section, but what stands before it ends at byte 2"},
         {"{\"a\":{\"dtype\":\"U8\",\"shape\":[2],\"data_offsets\":[0,2]},"
          "\"a\":{\"dtype\":\"U8\",\"shape\":[2],\"data_offsets\":[2,4]}}",
          4, "no JSON object"},
@@ -330,10 +334,18 @@ static void mutated_weights_never_crash(void **state) {
         for (uint64_t edits = next_random() % 3 + 1; edits; edits--) {
             size_t at = next_random() % length;
             switch (next_random() % 5) {
-            case 0: mutant[at] = (unsigned char)next_random(); break;
-            case 1: mutant[at] ^= (unsigned char)(1 << next_random() % 8); break;
-            case 2: mutant[at] = (unsigned char)"0123456789[]{},:\"-"[next_random() % 18]; break;
-            case 3: length = at + 1; break;
+            case 0:
+                mutant[at] = (unsigned char)next_random();
+                break;
+            case 1:
+                mutant[at] ^= (unsigned char)(1 << next_random() % 8);
+                break;
+            case 2:
+                mutant[at] = (unsigned char)"0123456789[]{},:\"-"[next_random() % 18];
+                break;
+            case 3:
+                length = at + 1;
+                break;
             case 4:
                 if (length + 4 < sizeof mutant) {
                     memmove(mutant + at + 4, mutant + at, length - at);
@@ -343,8 +355,7 @@ static void mutated_weights_never_crash(void **state) {
             }
         }
         Diagnostics *diagnostics = diagnostics_new();
-        TensorFile *file =
-            tensor_file_open(write_bytes("mutant", mutant, length), diagnostics);
+        TensorFile *file = tensor_file_open(write_bytes("mutant", mutant, length), diagnostics);
         for (int i = 0; file && i < tensor_file_count(file); i++) {
             const Tensor *tensor = tensor_file_at(file, i);
             double values[64];
@@ -389,7 +400,8 @@ static void large_garbage_is_refused_in_little_memory(void **state) {
     diagnostics_free(diagnostics);
 }
 
-/* ---- token data ---------------------------------------------------------------------------- */
+/* ---- token data ----------------------------------------------------------------------------
+ */
 
 static const SampleShape shape4 = {.positions = 4, .span = 5, .below = 1000};
 
@@ -427,7 +439,8 @@ static void sequential_rows_follow_each_other(void **state) {
     (void)state;
     Diagnostics *diagnostics = diagnostics_new();
     /* 13 tokens: (13 - 1) / 4 samples, as in batch i, row j: token (i*B + j) * S. */
-    TokenData *data = token_data_open(write_raw("raw", 100, 13), SPLIT_ALL, shape4, diagnostics);
+    TokenData *data =
+        token_data_open(write_raw("raw", 100, 13), SPLIT_ALL, shape4, diagnostics);
     assert_non_null(data);
     assert_int_equal(token_data_tokens(data), 13);
     assert_int_equal(token_data_samples(data), 3);
@@ -502,10 +515,12 @@ static void damaged_shards_are_sentences(void **state) {
     assert_refused(write_bytes("empty.bin", "", 0), "the file is empty");
     assert_refused(write_bytes("odd", "abc", 3), "no whole number of uint16 tokens");
     assert_refused(write_raw("short", 0, 4), "it has 4 tokens and no place for one sample");
-    assert_refused(write_llmc("version", 20240520, 2, 9, 0, 9), "of version 2; version 1 is read");
+    assert_refused(write_llmc("version", 20240520, 2, 9, 0, 9),
+                   "of version 2; version 1 is read");
     assert_refused(write_llmc("cut", 20240520, 1, 10, 0, 9), "its header counts 10 tokens");
     assert_refused(write_llmc("long", 20240520, 1, 8, 0, 9), "its header counts 8 tokens");
-    assert_refused(write_llmc("negative", 20240520, 1, -1, 0, 9), "its header counts -1 tokens");
+    assert_refused(write_llmc("negative", 20240520, 1, -1, 0, 9),
+                   "its header counts -1 tokens");
     int32_t magic[3] = {20240520, 1, 2};
     assert_refused(write_bytes("stub", magic, sizeof magic), "its header counts 2 tokens");
     assert_refused(write_llmc("none", 20240520, 1, 0, 0, 0), "it has 0 tokens");
@@ -549,7 +564,8 @@ static void ids_past_the_vocabulary_are_placed(void **state) {
     TokenData *data = token_data_open(path, SPLIT_ALL, shape4, diagnostics);
     assert_non_null(data);
     int32_t values[8];
-    assert_true(token_data_fill(data, ORDER_SEQUENTIAL, 0, 2499998, 2, 4, 0, values, diagnostics));
+    assert_true(
+        token_data_fill(data, ORDER_SEQUENTIAL, 0, 2499998, 2, 4, 0, values, diagnostics));
     assert_false(
         token_data_fill(data, ORDER_SEQUENTIAL, 0, 2499998, 2, 4, 1, values, diagnostics));
     assert_says(diagnostics, path, "token 10000000 (at byte 20000000) is 1000");
@@ -595,8 +611,8 @@ static void shuffled_epochs_are_permutations(void **state) {
     for (int i = 0; i < COUNT_OF(counts); i++) {
         int count = counts[i], same = 0, in_place = 0;
         SampleShape shape = {.positions = 4, .span = 5, .below = 1 << 16};
-        TokenData *data = token_data_open(write_raw("raw", 0, 4 * count + 1), SPLIT_ALL, shape,
-                                          diagnostics);
+        TokenData *data =
+            token_data_open(write_raw("raw", 0, 4 * count + 1), SPLIT_ALL, shape, diagnostics);
         for (int epoch = 0; epoch < 3; epoch++) {
             memset(seen, 0, sizeof seen);
             for (int g = 0; g < count; g++) {
@@ -623,13 +639,13 @@ static void samples_do_not_depend_on_the_batch(void **state) {
     (void)state;
     Diagnostics *diagnostics = diagnostics_new();
     SampleShape shape = {.positions = 4, .span = 5, .below = 1 << 16};
-    TokenData *data =
-        token_data_open(write_raw("raw", 0, 4001), SPLIT_ALL, shape, diagnostics);
+    TokenData *data = token_data_open(write_raw("raw", 0, 4001), SPLIT_ALL, shape, diagnostics);
     int32_t by_one[24][4], by_eight[24][4];
     int differs = 0;
     for (int order = ORDER_SEQUENTIAL; order <= ORDER_SHUFFLED; order++) {
         for (int g = 23; g >= 0; g--)
-            token_data_fill(data, (SampleOrder)order, 5, 990 + g, 1, 4, 1, by_one[g], diagnostics);
+            token_data_fill(data, (SampleOrder)order, 5, 990 + g, 1, 4, 1, by_one[g],
+                            diagnostics);
         for (int g = 0; g < 24; g += 8)
             token_data_fill(data, (SampleOrder)order, 5, 990 + g, 8, 4, 1, by_eight[g],
                             diagnostics);
@@ -646,7 +662,8 @@ static void samples_do_not_depend_on_the_batch(void **state) {
 static void inputs_give_the_sample_shape(void **state) {
     (void)state;
     Module *module = module_new();
-    AxisId b = module_axis(module, "B", 2, (Span){0}), c = module_axis(module, "C", 8, (Span){0});
+    AxisId b = module_axis(module, "B", 2, (Span){0}),
+           c = module_axis(module, "C", 8, (Span){0});
     Input context = {.name = "context", .axis_count = 2, .axes = {b, c}, .below = 300};
     Input target = {.name = "target", .axis_count = 1, .axes = {b}, .below = 256, .next = 8};
     array_push(&module->inputs, context);
@@ -659,7 +676,8 @@ static void inputs_give_the_sample_shape(void **state) {
     module_free(module);
 }
 
-/* ---- packing ------------------------------------------------------------------------------- */
+/* ---- packing -------------------------------------------------------------------------------
+ */
 
 /* Words that all differ, so that every block is known wherever it went. */
 static unsigned char *unique_text(size_t bytes) {
@@ -731,8 +749,7 @@ static void packed_bytes_are_the_text(void **state) {
         snprintf(name, sizeof name, "set%d", i);
         const char *directory = in_folder(name);
         PackReport report;
-        assert_true(
-            data_pack_shards(&source, 1, directory, 1 << 20, &report, diagnostics));
+        assert_true(data_pack_shards(&source, 1, directory, 1 << 20, &report, diagnostics));
         assert_silent(diagnostics);
         assert_split_of(directory, text, sizes[i], 1 << 20, &report);
         if (sizes[i] >= 65536) /* about a twentieth, as far as blocks allow */
@@ -754,8 +771,8 @@ static void write_dictzip(const char *path, unsigned char *bytes, size_t length)
     unsigned char extra[] = {'R', 'A', 6, 0, 1, 0, 0, 64, 0, 0};
     z_stream stream = {0};
     gz_header header = {.extra = extra, .extra_len = sizeof extra, .os = 3};
-    assert_int_equal(
-        deflateInit2(&stream, 9, Z_DEFLATED, 15 + 16, 9, Z_DEFAULT_STRATEGY), Z_OK);
+    assert_int_equal(deflateInit2(&stream, 9, Z_DEFLATED, 15 + 16, 9, Z_DEFAULT_STRATEGY),
+                     Z_OK);
     deflateSetHeader(&stream, &header);
     size_t room = length + 1000;
     unsigned char *packed = malloc(room);

@@ -1,5 +1,5 @@
-/* tests/test_mapping.c: which tensor holds which parameter, and in which layout.  PyTorch wrote the
- * tensors that are read here. */
+/* tests/test_mapping.c: which tensor holds which parameter, and in which layout.  PyTorch wrote
+ * the tensors that are read here. */
 #include "runtime/runtime.h"
 
 #include <setjmp.h>
@@ -39,7 +39,8 @@ static void assert_says(Diagnostics *diagnostics, const char *what) {
         fail_msg("wanted `%s` and a remedy, but it says: %s", what, message);
 }
 
-/* ---- what is loaded and what is saved ------------------------------------------------------ */
+/* ---- what is loaded and what is saved ------------------------------------------------------
+ */
 
 /* The values of every weight, by state id, in declared order. */
 typedef struct Weights {
@@ -104,14 +105,18 @@ static void assert_same_tensors(const char *got_path, const char *expected_path)
     diagnostics_free(diagnostics);
 }
 
-/* ---- the shipped mappings ------------------------------------------------------------------ */
+/* ---- the shipped mappings ------------------------------------------------------------------
+ */
 
 typedef struct Case {
     const char *name, *model, *plan;
     Define defines[8];
     int define_count;
 } Case;
-#define SIZES {"V", "101"}, {"D", "48"}, {"H", "4"}, {"L", "2"}, {"S", "24"}, {"B", "3"}
+#define SIZES                                                                                  \
+    {"V", "101"}, {"D", "48"}, {"H", "4"}, {"L", "2"}, {"S", "24"}, {                          \
+        "B", "3"                                                                               \
+    }
 static const Case llama_gqa = {
     "llama_gqa", "models/llama.cola", NULL, {SIZES, {"F", "136"}, {"J", "2"}}, 8};
 static const Case llama_cola = {
@@ -218,8 +223,8 @@ static void parameters_are_found_in_their_layouts(void **state) {
     assert_layout(&loaded, file, "head", "lm_head.weight", 48, 101, true);
     assert_layout(&loaded, file, "layer[1].attn.wk", "model.layers.1.self_attn.k_proj.weight",
                   48, 24, true);
-    assert_layout(&loaded, file, "layer[0].ffn.down", "model.layers.0.mlp.down_proj.weight", 136,
-                  48, true);
+    assert_layout(&loaded, file, "layer[0].ffn.down", "model.layers.0.mlp.down_proj.weight",
+                  136, 48, true);
     assert_layout(&loaded, file, "layer[1].ffn_norm.gain",
                   "model.layers.1.post_attention_layernorm.weight", 1, 48, false);
     unload(&loaded);
@@ -236,8 +241,8 @@ static void parameters_are_found_in_their_layouts(void **state) {
     file = "tests/oracle/gpt2/init.safetensors";
     loaded = compile_case(&gpt2);
     assert_true(load(&loaded, file));
-    assert_layout(&loaded, file, "layer[1].attn.wqkv.w", "transformer.h.1.attn.c_attn.weight", 48,
-                  144, false);
+    assert_layout(&loaded, file, "layer[1].attn.wqkv.w", "transformer.h.1.attn.c_attn.weight",
+                  48, 144, false);
     assert_layout(&loaded, file, "layer[0].attn.wqkv.b", "transformer.h.0.attn.c_attn.bias", 1,
                   144, false);
     unload(&loaded);
@@ -249,7 +254,8 @@ static void the_shipped_mappings_are_complete(void **state) {
     static const char *const models[] = {"models/llama.cola", "models/gpt2.cola",
                                          "models/bert.cola"};
     for (int i = 0; i < COUNT_OF(models); i++) {
-        Case c = {.model = models[i], .defines = {{"L", "2"}, {"V", "300"}, {"S", "8"}},
+        Case c = {.model = models[i],
+                  .defines = {{"L", "2"}, {"V", "300"}, {"S", "8"}},
                   .define_count = 3};
         Loaded loaded = compile_case(&c);
         char path[96];
@@ -268,7 +274,8 @@ static void the_shipped_mappings_are_complete(void **state) {
     }
 }
 
-/* ---- refusals ------------------------------------------------------------------------------ */
+/* ---- refusals ------------------------------------------------------------------------------
+ */
 
 static void weights_that_do_not_fit_are_sentences(void **state) {
     (void)state;
@@ -337,13 +344,16 @@ static void damaged_mappings_are_placed(void **state) {
     }
 }
 
-/* ---- joined tensors ------------------------------------------------------------------------ */
+/* ---- joined tensors ------------------------------------------------------------------------
+ */
 
 /* p[0..1].{q,k}: [D -> H,K] and [D -> J,K]; p[0..1].{b,c}: [H,K] and [J,K] without inputs. */
 static Module *joined_module(void) {
     Module *module = module_new();
-    AxisId d = module_axis(module, "D", 3, (Span){0}), h = module_axis(module, "H", 2, (Span){0});
-    AxisId j = module_axis(module, "J", 1, (Span){0}), k = module_axis(module, "K", 5, (Span){0});
+    AxisId d = module_axis(module, "D", 3, (Span){0}),
+           h = module_axis(module, "H", 2, (Span){0});
+    AxisId j = module_axis(module, "J", 1, (Span){0}),
+           k = module_axis(module, "K", 5, (Span){0});
     for (int i = 0; i < 2; i++)
         for (int which = 0; which < 4; which++) {
             State made = {.path = arena_printf(module->arena, "p[%d].%c", i, "qkbc"[which]),
@@ -427,7 +437,8 @@ static void two_parameters_of_one_name_are_refused(void **state) {
     Weights weights = weights_of(module);
     assert_false(
         weights_save(module, mapping, true, true, path, give_weight, &weights, diagnostics));
-    assert_says(diagnostics, "j.map:1:1: error: `p[0].q` and `p[1].q` would both be written as `w`");
+    assert_says(diagnostics,
+                "j.map:1:1: error: `p[0].q` and `p[1].q` would both be written as `w`");
     assert_int_equal(access(path, F_OK), -1);
     free_weights(&weights);
     diagnostics_free(diagnostics);
