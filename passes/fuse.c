@@ -6,9 +6,10 @@
  *
  *   %4 = neg %3   %5 = exp %4        ->   … group 0          … group 0 stored
  *
- * Every computed node starts as a draft of a group.  Drafts are joined along edges from producer to
- * consumer, then where they read the same memory; each join keeps the graph of drafts acyclic.
- * Last, values that several drafts want are either stored or computed again by each. */
+ * Every computed node starts as a draft of a group.  Drafts are joined along edges from
+ * producer to consumer, then where they read the same memory; each join keeps the graph of
+ * drafts acyclic. Last, values that several drafts want are either stored or computed again by
+ * each. */
 #include "passes/passes.h"
 
 enum {
@@ -35,9 +36,9 @@ typedef struct Draft {
     AxisOrder rows, inner;
     NodeId first, last; /* members, linked by next_member */
     int32_t size;
-    int32_t position;   /* in a topological order of the drafts */
-    bool stacks;        /* has a stack */
-    bool overwrites;    /* has the source of a plain write */
+    int32_t position; /* in a topological order of the drafts */
+    bool stacks;      /* has a stack */
+    bool overwrites;  /* has the source of a plain write */
 } Draft;
 
 typedef struct Fuse {
@@ -45,31 +46,32 @@ typedef struct Fuse {
     Function *function;
     Arena *arena;
     bool no_fuse;
-    int32_t count;        /* nodes */
-    bool *real;           /* by node: computed, and not `free` */
-    bool *late;           /* by node: belongs to the backward part */
-    bool *written;        /* by node: the source of a write */
-    StateId *overwrites;  /* by node: the state of which it is the new value; -1 */
-    bool *in_memory;      /* by node: a reader finds it through memory */
-    int32_t *free_cost;   /* by free node: what computing it takes */
+    int32_t count;       /* nodes */
+    bool *real;          /* by node: computed, and not `free` */
+    bool *late;          /* by node: belongs to the backward part */
+    bool *written;       /* by node: the source of a write */
+    StateId *overwrites; /* by node: the state of which it is the new value; -1 */
+    bool *in_memory;     /* by node: a reader finds it through memory */
+    int32_t *free_cost;  /* by free node: what computing it takes */
     int64_t *in_start, *out_start;
-    Edge *in, *out;       /* between real nodes: producers and consumers */
-    int32_t *draft_of;    /* by node; -1 */
-    NodeId *next_member;  /* by node; -1 */
+    Edge *in, *out;      /* between real nodes: producers and consumers */
+    int32_t *draft_of;   /* by node; -1 */
+    NodeId *next_member; /* by node; -1 */
     Draft *drafts;
-    int32_t *at;          /* draft by position; -1: gone */
-    int32_t *reached;     /* by draft: the last search that came by */
+    int32_t *at;      /* draft by position; -1: gone */
+    int32_t *reached; /* by draft: the last search that came by */
     int32_t search;
-    bool *recomputed;     /* by node */
-    int32_t *outside;     /* by node: time of its last reader in other groups; -1: none */
-    int32_t *last_use;    /* by node: time of its last reader, own group included */
+    bool *recomputed;  /* by node */
+    int32_t *outside;  /* by node: time of its last reader in other groups; -1: none */
+    int32_t *last_use; /* by node: time of its last reader, own group included */
 } Fuse;
 
 static const Node *at(const Fuse *f, NodeId id) {
     return &f->function->nodes.data[id];
 }
 
-/* ---- what may be computed again for nothing ------------------------------------------------ */
+/* ---- what may be computed again for nothing ------------------------------------------------
+ */
 
 static int op_cost(Op op) {
     switch (op) {
@@ -98,7 +100,8 @@ static void mark_memory_operands(Fuse *f) {
     for (NodeId id = 0; id < f->count; id++) {
         const Node *node = at(f, id);
         for (int i = 0; i < node->input_count; i++) {
-            if (node->op != OP_DOT && node->op != OP_MERGE && !(node->op == OP_GATHER && i == 0))
+            if (node->op != OP_DOT && node->op != OP_MERGE &&
+                !(node->op == OP_GATHER && i == 0))
                 continue;
             NodeId root = node->inputs[i];
             while (node_is_view(at(f, root)))
@@ -117,21 +120,23 @@ static void find_real_nodes(Fuse *f) {
         bool leaf = node->input_count == 0;
         bool is_map = op_is_map(node->op) && node->op != OP_COPY;
         is_free[id] = leaf ? node->op != OP_STATE : is_map || node_is_view(node);
-        int64_t cost = node->op == OP_RANDOM || (is_map && !node->on_host) ? op_cost(node->op) : 0;
+        int64_t cost =
+            node->op == OP_RANDOM || (is_map && !node->on_host) ? op_cost(node->op) : 0;
         for (int i = 0; i < node->input_count; i++) {
             is_free[id] &= is_free[node->inputs[i]];
             cost += f->free_cost[node->inputs[i]];
         }
         if (node_can_be_stored(node))
-            is_free[id] &= !f->no_fuse && !f->in_memory[id] && !f->written[id] &&
-                           cost <= RECOMPUTE_COST;
+            is_free[id] &=
+                !f->no_fuse && !f->in_memory[id] && !f->written[id] && cost <= RECOMPUTE_COST;
         f->real[id] = node_can_be_stored(node) && !is_free[id];
         f->free_cost[id] = is_free[id] ? (int32_t)cost : 0;
     }
     free(is_free);
 }
 
-/* ---- edges --------------------------------------------------------------------------------- */
+/* ---- edges ---------------------------------------------------------------------------------
+ */
 
 /* Follows an operand through views to a real node; false when it ends elsewhere. */
 static bool follow_operand(const Fuse *f, NodeId reader, int operand, Edge *edge) {
@@ -196,7 +201,8 @@ static void collect_edges(Fuse *f) {
     free(earlier);
 }
 
-/* ---- drafts -------------------------------------------------------------------------------- */
+/* ---- drafts --------------------------------------------------------------------------------
+ */
 
 static int64_t size_of(const Fuse *f, AxisId axis) {
     return f->module->axes.data[axis].size;
@@ -326,7 +332,8 @@ static void absorb(Fuse *f, int32_t into, int32_t from) {
     f->at[gone->position] = -1;
 }
 
-/* ---- joining ------------------------------------------------------------------------------- */
+/* ---- joining -------------------------------------------------------------------------------
+ */
 
 static AxisOrder rows_then_inner(const Draft *draft) {
     AxisOrder order = draft->rows;
@@ -375,8 +382,8 @@ static bool reads_state(const Fuse *f, const Draft *draft, StateId state) {
     return false;
 }
 
-/* Would one overwrite a state that the other reads?  Only a flat kernel may, element by element;
- * in another the new value would take a copy. */
+/* Would one overwrite a state that the other reads?  Only a flat kernel may, element by
+ * element; in another the new value would take a copy. */
 static bool overwrites_operand(const Fuse *f, const Draft *writer, const Draft *reader) {
     for (NodeId id = writer->overwrites ? writer->first : -1; id >= 0; id = f->next_member[id])
         if (f->overwrites[id] >= 0 && reads_state(f, reader, f->overwrites[id]))
@@ -411,7 +418,8 @@ static bool search_between(Fuse *f, int32_t early, int32_t later) {
     return true;
 }
 
-/* Closes up after a search: what does not lead from `early`, then the joined one, then the rest. */
+/* Closes up after a search: what does not lead from `early`, then the joined one, then the
+ * rest. */
 static void reorder_between(Fuse *f, int32_t begin, int32_t end, int32_t joined) {
     int32_t drafts[JOIN_WINDOW + 1], count = 0;
     for (int32_t p = begin; p <= end; p++)
@@ -441,7 +449,8 @@ static bool join(Fuse *f, int32_t a, int32_t b) {
     int32_t later = early == a ? b : a;
     int32_t begin = f->drafts[early].position, end = f->drafts[later].position;
     Draft joined;
-    if (end - begin > JOIN_WINDOW || f->late[f->drafts[a].first] != f->late[f->drafts[b].first] ||
+    if (end - begin > JOIN_WINDOW ||
+        f->late[f->drafts[a].first] != f->late[f->drafts[b].first] ||
         !join_shapes(f, early, later, &joined) ||
         (joined.kind != GROUP_FLAT && (overwrites_operand(f, &f->drafts[a], &f->drafts[b]) ||
                                        overwrites_operand(f, &f->drafts[b], &f->drafts[a]))) ||
@@ -457,7 +466,8 @@ static bool join(Fuse *f, int32_t a, int32_t b) {
     return true;
 }
 
-/* ---- what is joined ------------------------------------------------------------------------ */
+/* ---- what is joined ------------------------------------------------------------------------
+ */
 
 /* Is every consumer in the draft? */
 static bool wanted_only_by(const Fuse *f, NodeId id, int32_t draft) {
@@ -547,11 +557,13 @@ static void join_siblings(Fuse *f) {
     for (int64_t i = 1; i < readers.count; i++)
         for (int64_t j = i - 1; j >= 0 && j >= i - NEAR; j--)
             if (readers.data[i].memory == readers.data[j].memory)
-                join(f, f->draft_of[readers.data[j].reader], f->draft_of[readers.data[i].reader]);
+                join(f, f->draft_of[readers.data[j].reader],
+                     f->draft_of[readers.data[i].reader]);
     array_free(&readers);
 }
 
-/* ---- what is stored ------------------------------------------------------------------------ */
+/* ---- what is stored ------------------------------------------------------------------------
+ */
 
 /* When a draft is expected to run: drafts run in the order of their positions. */
 static int32_t time_of(const Fuse *f, NodeId id) {
@@ -569,12 +581,12 @@ static double memory_time(int64_t bytes, int32_t from, int32_t until) {
     return from < until ? (double)bytes * (until - from) : 0;
 }
 
-/* What computing a value again would take: FLOPs an element, and memory that would have to be kept,
- * or kept for longer, for that. */
+/* What computing a value again would take: FLOPs an element, and memory that would have to be
+ * kept, or kept for longer, for that. */
 typedef struct Recompute {
-    int64_t bytes;  /* of the value */
-    int32_t until;  /* when it is read last */
-    double stored;  /* what storing it would take */
+    int64_t bytes; /* of the value */
+    int32_t until; /* when it is read last */
+    double stored; /* what storing it would take */
     int cost;
     double kept;
     int large_count; /* values of its own size that are read in its place */
@@ -622,7 +634,8 @@ static bool plan_recompute(const Fuse *f, NodeId id, Recompute *plan) {
     return plan->cost <= RECOMPUTE_COST;
 }
 
-/* Is the value read at indices of which several see the same element, so that each computes it? */
+/* Is the value read at indices of which several see the same element, so that each computes it?
+ */
 static bool is_broadcast(const Fuse *f, NodeId id) {
     int64_t elements = type_elements(f->module, at(f, id)->type);
     AxisOrder own = placement_order(f, id);
@@ -636,8 +649,9 @@ static bool is_broadcast(const Fuse *f, NodeId id) {
     return false;
 }
 
-/* Is memory for the value dearer than computing it in every group that reads it?  Where memory is
- * about equal, reading one value in its place is fine, since it need not be written; two are not. */
+/* Is memory for the value dearer than computing it in every group that reads it?  Where memory
+ * is about equal, reading one value in its place is fine, since it need not be written; two are
+ * not. */
 static bool better_recomputed(Fuse *f, NodeId id) {
     Recompute plan = {.bytes = bytes_of(f, id), .until = f->outside[id]};
     plan.stored = memory_time(plan.bytes, time_of(f, id), plan.until);
@@ -651,8 +665,8 @@ static bool better_recomputed(Fuse *f, NodeId id) {
     return true;
 }
 
-/* When the value is last read by other drafts than its own: by its consumers there, and wherever a
- * consumer is computed again. */
+/* When the value is last read by other drafts than its own: by its consumers there, and
+ * wherever a consumer is computed again. */
 static int32_t outside_time(const Fuse *f, NodeId id) {
     int32_t last = -1;
     for (int64_t i = f->out_start[id]; i < f->out_start[id + 1]; i++) {
@@ -686,7 +700,8 @@ static void choose_stores(Fuse *f) {
     }
 }
 
-/* ---- groups -------------------------------------------------------------------------------- */
+/* ---- groups --------------------------------------------------------------------------------
+ */
 
 static bool draft_stores(const Fuse *f, const Draft *draft) {
     for (NodeId id = draft->first; id >= 0; id = f->next_member[id])
@@ -723,9 +738,11 @@ static void make_groups(Fuse *f) {
     }
 }
 
-/* ---- direct writes ------------------------------------------------------------------------- */
+/* ---- direct writes -------------------------------------------------------------------------
+ */
 
-/* What is known when writes are made direct: who reads states, and which group waits for which. */
+/* What is known when writes are made direct: who reads states, and which group waits for which.
+ */
 typedef struct StateRead {
     NodeId root;
     int32_t group;
@@ -798,9 +815,10 @@ static bool can_overwrite(DirectWrites *d, const Write *write, int32_t group) {
         StateId state = (StateId)node_at(function, read.root)->attr.integer;
         if (!states_overlap(function->module, state, write->state))
             continue;
-        if (read.group == group ? state != write->state ||
-                                      !group_reads_in_place(function, &d->graph, group, read.root)
-                                : waits_for(d, read.group, group))
+        if (read.group == group
+                ? state != write->state ||
+                      !group_reads_in_place(function, &d->graph, group, read.root)
+                : waits_for(d, read.group, group))
             return false;
     }
     for (int64_t i = 0; i < d->reads.count; i++) {
@@ -834,7 +852,8 @@ static void choose_direct_writes(Fuse *f) {
     array_free(&d.extra);
 }
 
-/* ---- the pass ------------------------------------------------------------------------------ */
+/* ---- the pass ------------------------------------------------------------------------------
+ */
 
 /* Uses by nodes, and by writes, of every node. */
 static int32_t *count_uses(const Function *function) {

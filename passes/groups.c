@@ -1,7 +1,8 @@
 /* passes/groups.c: what a group reads and stores, and what must run before it. */
 #include "passes/passes.h"
 
-/* ---- states -------------------------------------------------------------------------------- */
+/* ---- states --------------------------------------------------------------------------------
+ */
 
 bool states_overlap(const Module *module, StateId a, StateId b) {
     if (a == b)
@@ -14,7 +15,8 @@ bool states_overlap(const Module *module, StateId a, StateId b) {
            y->offset < x->offset + type_elements(module, state_type(x));
 }
 
-/* ---- reads --------------------------------------------------------------------------------- */
+/* ---- reads ---------------------------------------------------------------------------------
+ */
 
 /* Finds what lies in memory under the nodes that one group computes. */
 typedef struct Walk {
@@ -103,7 +105,8 @@ static void collect_reads(const Function *function, Arena *arena, GroupGraph *gr
     free(walk.seen);
 }
 
-/* ---- order --------------------------------------------------------------------------------- */
+/* ---- order ---------------------------------------------------------------------------------
+ */
 
 typedef struct GroupEdge {
     int32_t after, before;
@@ -128,7 +131,8 @@ static int32_t source_group(const Function *function, const Write *write) {
     return source < 0 ? -1 : node_at(function, source)->placement.group;
 }
 
-/* The last direct write to each state, plus 1; the states that are windows among those written. */
+/* The last direct write to each state, plus 1; the states that are windows among those written.
+ */
 typedef struct Overwritten {
     int64_t *last_write;
     ARRAY(StateId) windows;
@@ -152,11 +156,12 @@ static void add_reader_edges(const Function *function, const Overwritten *overwr
     }
     add_reader_edge(function, overwritten, read, read, reader, edges);
     for (int64_t i = 0; i < overwritten->windows.count; i++)
-        add_reader_edge(function, overwritten, read, overwritten->windows.data[i], reader, edges);
+        add_reader_edge(function, overwritten, read, overwritten->windows.data[i], reader,
+                        edges);
 }
 
-/* Whoever reads a state reads its old value.  Additions to one state are made in the order of the
- * writes. */
+/* Whoever reads a state reads its old value.  Additions to one state are made in the order of
+ * the writes. */
 static void add_write_edges(const Function *function, const GroupGraph *graph,
                             GroupEdges *edges) {
     size_t states = (size_t)function->module->states.count;
@@ -177,8 +182,8 @@ static void add_write_edges(const Function *function, const GroupGraph *graph,
         for (int64_t i = graph->read_start[group]; i < graph->read_start[group + 1]; i++)
             if (node_at(function, graph->reads[i])->op == OP_STATE)
                 add_reader_edges(function, &overwritten,
-                                 (StateId)node_at(function, graph->reads[i])->attr.integer, group,
-                                 edges);
+                                 (StateId)node_at(function, graph->reads[i])->attr.integer,
+                                 group, edges);
     array_free(&overwritten.windows);
     free(overwritten.last_write);
 }
@@ -216,12 +221,13 @@ GroupGraph group_graph(const Function *function, Arena *arena) {
     return graph;
 }
 
-/* ---- in place ------------------------------------------------------------------------------ */
+/* ---- in place ------------------------------------------------------------------------------
+ */
 
 static bool same_memory(const Function *function, NodeId a, NodeId b) {
     const Node *x = node_at(function, a), *y = node_at(function, b);
-    return a == b || (x->op == OP_STATE && y->op == OP_STATE &&
-                      x->attr.integer == y->attr.integer);
+    return a == b ||
+           (x->op == OP_STATE && y->op == OP_STATE && x->attr.integer == y->attr.integer);
 }
 
 static bool share_memory(const Function *function, NodeId a, NodeId b) {
@@ -304,8 +310,7 @@ bool group_reads_in_place(const Function *function, const GroupGraph *graph, int
                           NodeId root) {
     if (function->groups.data[group].kind != GROUP_FLAT)
         return false;
-    PlaceWalk walk = {
-        .function = function, .group = group, .root = root, .seen = graph->marks};
+    PlaceWalk walk = {.function = function, .group = group, .root = root, .seen = graph->marks};
     bool in_place = true;
     for (int64_t i = graph->member_start[group]; i < graph->member_start[group + 1]; i++)
         want(&walk, graph->members[i], true);

@@ -1,14 +1,13 @@
 /* passes/layout.c: the order of every value and state in memory.
  *
  * needs   a pure graph
- * gives   orders by rule; products with unit strides; copies where nothing else helps; writes whose
- *         values lie in memory as their states do
- * reads   nothing of the plan
+ * gives   orders by rule; products with unit strides; copies where nothing else helps; writes
+ * whose values lie in memory as their states do reads   nothing of the plan
  *
  *   %3 = dot %1 %2 from(D) : f32[B,D2,S]    ->    … order(B,S,D2)
  *
- * A tensor is a set of axes, so that any order is right; a good one makes a matrix product out of
- * every dot and a contiguous walk out of every map. */
+ * A tensor is a set of axes, so that any order is right; a good one makes a matrix product out
+ * of every dot and a contiguous walk out of every map. */
 #include "passes/passes.h"
 
 typedef struct Order {
@@ -22,17 +21,17 @@ typedef struct Layout {
     Arena *arena;
     const Function *old;
     Rebuild rebuild;
-    int64_t *use_start;   /* by old node: its users are uses[use_start[id] … use_start[id + 1]) */
-    NodeId *uses;         /* ascending */
+    int64_t *use_start; /* by old node: its users are uses[use_start[id] … use_start[id + 1]) */
+    NodeId *uses;       /* ascending */
     int32_t *use_count;   /* by old node; writes count */
     const Order **forced; /* by old node: the order of the state that it is written to; NULL */
     bool *state_is_read;  /* by state */
     ARRAY(bool) firm;     /* by new node: its order comes from memory, not from a guess */
 
-
 } Layout;
 
-/* ---- orders -------------------------------------------------------------------------------- */
+/* ---- orders --------------------------------------------------------------------------------
+ */
 
 static int order_find(const Order *order, AxisId axis) {
     for (int i = 0; i < order->count; i++)
@@ -110,7 +109,8 @@ static void set_order(Function *function, NodeId id, const Order *order) {
     memcpy(node->placement.order, order->axes, sizeof order->axes);
 }
 
-/* ---- states -------------------------------------------------------------------------------- */
+/* ---- states --------------------------------------------------------------------------------
+ */
 
 /* Enters the axis along which a gather picks rows of a state. */
 static void note_gather(const Function *function, const Node *gather, int *rows) {
@@ -151,7 +151,8 @@ static void order_states(Module *module) {
     free(rows);
 }
 
-/* ---- what consumers want ------------------------------------------------------------------- */
+/* ---- what consumers want -------------------------------------------------------------------
+ */
 
 static void index_uses(Layout *l) {
     const Function *old = l->old;
@@ -249,7 +250,8 @@ static void gather_for_merge(const Layout *l, NodeId id, Order *order) {
     }
 }
 
-/* ---- the order of a node ------------------------------------------------------------------- */
+/* ---- the order of a node -------------------------------------------------------------------
+ */
 
 static bool is_sample_axis(const Module *module, AxisId axis) {
     for (int64_t i = 0; i < module->inputs.count; i++)
@@ -266,7 +268,8 @@ static bool has_sample_axis(const Module *module, const Order *order) {
 }
 
 /* The axes of an operand that the other lacks.  Those behind the last batch axis come first:
- * queries [B,S,J,G,K] and keys [B,T,J,K] give scores [B,J,G,S,T], a dense [S,T] for each head. */
+ * queries [B,S,J,G,K] and keys [B,T,J,K] give scores [B,J,G,S,T], a dense [S,T] for each head.
+ */
 static Order own_axes(const Module *module, const Order *operand, Type other, Type result) {
     int last_batch = -1;
     for (int i = 0; i < operand->count; i++)
@@ -323,8 +326,8 @@ static Order dot_order(const Layout *l, NodeId old_id, const Node *dot) {
     Order summed = summed_later(l, old_id, &by_dot);
     for (int i = 0; i < order.count; i++) {
         /* the side of the first of them has no other axis */
-        bool same_side = summed.count && type_has(type_a, order.axes[i]) ==
-                                             type_has(type_a, summed.axes[0]);
+        bool same_side =
+            summed.count && type_has(type_a, order.axes[i]) == type_has(type_a, summed.axes[0]);
         whole_side &= !same_side || order_find(&summed, order.axes[i]) >= 0;
     }
     if (by_dot ? summed.count > 1 : summed.count && whole_side)
@@ -498,7 +501,8 @@ static void assign_order(Layout *l, NodeId old_id, NodeId id) {
     fresh->nodes.data[id].placement.stored = node_can_be_stored(node);
 }
 
-/* ---- copies -------------------------------------------------------------------------------- */
+/* ---- copies --------------------------------------------------------------------------------
+ */
 
 static Builder builder_at(Layout *l, const Node *node) {
     Builder b = builder(l->rebuild.fresh);
@@ -518,7 +522,8 @@ static NodeId put_copy(Layout *l, NodeId id, const Order *order) {
     return copy;
 }
 
-/* The value itself where it is a view of memory, else a copy.  `dense`: no axis may be broadcast. */
+/* The value itself where it is a view of memory, else a copy.  `dense`: no axis may be
+ * broadcast. */
 static NodeId in_memory(Layout *l, NodeId id, bool dense) {
     const Function *fresh = l->rebuild.fresh;
     const Node *node = node_at(fresh, id);
@@ -533,11 +538,13 @@ static NodeId in_memory(Layout *l, NodeId id, bool dense) {
     return put_copy(l, id, &order);
 }
 
-/* ---- dots ---------------------------------------------------------------------------------- */
+/* ---- dots ----------------------------------------------------------------------------------
+ */
 
 /* A dot without summed axes, or whose operands have the same axes, is no matrix product. */
 static bool is_elementwise(const Layout *l, const Node *dot) {
-    Type a = l->old->nodes.data[dot->inputs[0]].type, b = l->old->nodes.data[dot->inputs[1]].type;
+    Type a = l->old->nodes.data[dot->inputs[0]].type,
+         b = l->old->nodes.data[dot->inputs[1]].type;
     return dot->attr.from_count == 0 || type_same_axes(a, b);
 }
 
@@ -545,10 +552,9 @@ static bool is_elementwise(const Layout *l, const Node *dot) {
 static void visit_elementwise_dot(Layout *l, NodeId id, const Node *dot) {
     Builder b = builder_at(l, dot);
     b.adjoint_of = dot->adjoint_of >= 0 ? l->rebuild.map[dot->adjoint_of] : -1;
-    NodeId product = build_2(&b, OP_MUL, l->rebuild.map[dot->inputs[0]],
-                             l->rebuild.map[dot->inputs[1]]);
-    NodeId result =
-        build_reduce(&b, OP_SUM, product, dot->attr.from, dot->attr.from_count);
+    NodeId product =
+        build_2(&b, OP_MUL, l->rebuild.map[dot->inputs[0]], l->rebuild.map[dot->inputs[1]]);
+    NodeId result = build_reduce(&b, OP_SUM, product, dot->attr.from, dot->attr.from_count);
     Node *node = &l->rebuild.fresh->nodes.data[result];
     node->name = node->name ? node->name : dot->name;
     l->rebuild.map[id] = result;
@@ -624,7 +630,8 @@ static void visit_dot(Layout *l, NodeId id) {
         return;
     Order wanted = order_of(fresh, dot), natural = plain_dot_order(l, node_at(fresh, dot));
     int64_t size = type_elements(l->module, old->type);
-    bool small = size <= type_elements(l->module, node_at(fresh, operands[blocking == 1])->type);
+    bool small =
+        size <= type_elements(l->module, node_at(fresh, operands[blocking == 1])->type);
     if (blocking == 2 || !l->forced[id] || small)
         set_order(fresh, dot, &natural);
     if (!product_fits(l, dot, &blocking))
@@ -634,7 +641,8 @@ static void visit_dot(Layout *l, NodeId id) {
     l->rebuild.map[id] = l->forced[id] && !as_wanted ? put_copy(l, dot, &wanted) : dot;
 }
 
-/* ---- writes -------------------------------------------------------------------------------- */
+/* ---- writes --------------------------------------------------------------------------------
+ */
 
 NodeId write_source(const Function *function, NodeId value) {
     const Node *node = node_at(function, value);
@@ -689,15 +697,15 @@ static bool lies_as_state(const Function *function, NodeId value, StateId state)
     return true;
 }
 
-/* A product can store its result in one place alone. */
+/* A product can store its result in one place alone: is the value one that others read too? */
 static bool product_has_other_uses(const Layout *l, NodeId old_value) {
-    NodeId id = old_value;
-    bool shared = l->use_count[id] > 1;
-    while (node_is_view(&l->old->nodes.data[id])) {
+    NodeId source = write_source(l->rebuild.fresh, l->rebuild.map[old_value]);
+    bool shared = l->use_count[old_value] > 1;
+    for (NodeId id = old_value; node_is_view(&l->old->nodes.data[id]);) {
         id = l->old->nodes.data[id].inputs[0];
         shared |= l->use_count[id] > 1;
     }
-    return shared && l->old->nodes.data[id].op == OP_DOT;
+    return shared && source >= 0 && node_at(l->rebuild.fresh, source)->op == OP_DOT;
 }
 
 static NodeId copy_as_state(Layout *l, NodeId value, StateId state) {
@@ -802,7 +810,8 @@ static void rewrite_writes(Layout *l) {
     }
 }
 
-/* ---- the pass ------------------------------------------------------------------------------ */
+/* ---- the pass ------------------------------------------------------------------------------
+ */
 
 /* Merges stand above memory whose parts are neighbours. */
 static void visit_merge(Layout *l, NodeId id) {
@@ -848,7 +857,8 @@ static void layout_function(Module *module, Function *function) {
     Layout l = {.module = module, .arena = arena_new(), .old = function};
     index_uses(&l);
     l.forced = arena_alloc_array(l.arena, (size_t)function->nodes.count + 1, sizeof *l.forced);
-    l.state_is_read = arena_alloc_array(l.arena, (size_t)module->states.count + 1, sizeof(bool));
+    l.state_is_read =
+        arena_alloc_array(l.arena, (size_t)module->states.count + 1, sizeof(bool));
     for (int64_t id = 0; id < function->nodes.count; id++) {
         Node *node = &function->nodes.data[id];
         node->placement.order_count = -1;

@@ -4,9 +4,10 @@
  * gives   groups in execution order, chosen to lower the peak of live memory
  * reads   nothing of the plan
  *
- * A list scheduler.  Groups that are ready run in the order of the graph, the forward part before
- * the backward part; but one that frees as much as it allocates runs at once.  So the products that
- * add to gradients, which allocate nothing, stand right behind the value they wait for. */
+ * A list scheduler.  Groups that are ready run in the order of the graph, the forward part
+ * before the backward part; but one that frees as much as it allocates runs at once.  So the
+ * products that add to gradients, which allocate nothing, stand right behind the value they
+ * wait for. */
 #include "passes/passes.h"
 
 typedef struct Candidate {
@@ -21,12 +22,12 @@ typedef struct Schedule {
     GroupGraph graph;
     int64_t *after_start; /* by group: those that wait for it */
     int32_t *after;
-    int64_t *user_start;  /* by node: the groups that read it */
+    int64_t *user_start; /* by node: the groups that read it */
     int32_t *users;
-    int32_t *left;        /* by node: readers that have not run */
-    int32_t *waits;       /* by group: those before it that have not run */
-    int64_t *growth;      /* by group */
-    bool *late, *done;    /* by group */
+    int32_t *left;                /* by node: readers that have not run */
+    int32_t *waits;               /* by group: those before it that have not run */
+    int64_t *growth;              /* by group */
+    bool *late, *done;            /* by group */
     Heap by_growth, by_number[2]; /* ready: those that free memory; all, by part */
 } Schedule;
 
@@ -116,7 +117,8 @@ static void measure_growth(Schedule *s) {
         for (int64_t i = s->graph.store_start[g]; i < s->graph.store_start[g + 1]; i++)
             s->growth[g] += bytes_of(s->function, s->graph.stores[i]);
         for (int64_t i = s->graph.read_start[g]; i < s->graph.read_start[g + 1]; i++)
-            if (s->left[s->graph.reads[i]] == 1 && is_arena_value(s->function, s->graph.reads[i]))
+            if (s->left[s->graph.reads[i]] == 1 &&
+                is_arena_value(s->function, s->graph.reads[i]))
                 s->growth[g] -= bytes_of(s->function, s->graph.reads[i]);
     }
 }

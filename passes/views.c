@@ -76,7 +76,8 @@ static void view_split(const Function *function, const Attr *attr, View *view) {
 /* One axis in the place of several needs them to be neighbours in memory; where an axis has
  * extent 1, its stride means nothing. */
 static bool view_merge(const Function *function, const Attr *attr, View *view) {
-    int64_t unit = 0, expected = 0; /* strides of the merged axis and of the next part to come */
+    int64_t unit = 0,
+            expected = 0; /* strides of the merged axis and of the next part to come */
     bool broadcast = false;
     for (int i = attr->from_count - 1; i >= 0; i--) {
         int64_t size = axis_size(function, attr->from[i]);
@@ -152,7 +153,8 @@ bool view_of(const Function *function, NodeId node, View *view) {
     return found;
 }
 
-/* ---- products ------------------------------------------------------------------------------ */
+/* ---- products ------------------------------------------------------------------------------
+ */
 
 /* A loop of a product, with its stride in each operand: 0 the first input, 1 the second, 2 the
  * result.  A *class* is the loops that run over the same operands: batch all three, M the first
@@ -201,9 +203,10 @@ static void class_merge(LoopClass *class) {
     }
 }
 
-static void classify_loops(const Function *function, const Node *dot, const View *const views[3],
-                           LoopClass classes[CLASS_COUNT]) {
-    Type a = node_at(function, dot->inputs[0])->type, b = node_at(function, dot->inputs[1])->type;
+static void classify_loops(const Function *function, const Node *dot,
+                           const View *const views[3], LoopClass classes[CLASS_COUNT]) {
+    Type a = node_at(function, dot->inputs[0])->type,
+         b = node_at(function, dot->inputs[1])->type;
     for (int i = 0; i < a.rank + b.rank; i++) {
         AxisId axis = i < a.rank ? a.axes[i] : b.axes[i - a.rank];
         if (i >= a.rank && type_has(a, axis))
@@ -217,7 +220,7 @@ static void classify_loops(const Function *function, const Node *dot, const View
                                                : CLASS_BATCH;
         class_add(&classes[class], leading_operand[class], loop);
     }
-    for (int class = 0; class < CLASS_COUNT; class++)
+    for (int class = 0; class < CLASS_COUNT; class ++)
         class_merge(&classes[class]);
 }
 
@@ -228,8 +231,8 @@ static bool may_be_main(const Loop *loop, int class) {
     return loop->stride[operands[class][0]] != 0 && loop->stride[operands[class][1]] != 0;
 }
 
-/* Is the matrix of an operand, whose two loops are given (NULL: extent 1), without gaps in one of
- * its directions? */
+/* Is the matrix of an operand, whose two loops are given (NULL: extent 1), without gaps in one
+ * of its directions? */
 static bool has_unit_stride(const Loop *x, const Loop *y, int operand) {
     return !x || !y || x->stride[operand] == 1 || y->stride[operand] == 1;
 }
@@ -254,7 +257,7 @@ static int64_t loop_extent(const Loop *loop) {
 static bool pick_main(LoopClass classes[CLASS_COUNT], Loop *chosen[3], int *blocking) {
     Loop *choices[3][MAX_AXES];
     int counts[3];
-    for (int class = 0; class < 3; class++)
+    for (int class = 0; class < 3; class ++)
         counts[class] = main_choices(&classes[class], class, choices[class]);
     double best = 0;
     bool possible[3] = {false, false, false};

@@ -1,10 +1,12 @@
-/* tests/group_machine.h: runs scheduled and placed groups one element at a time, by the contract in
- * passes/passes.h and nothing else: what a kernel may load, from where, and in which order.
+/* tests/group_machine.h: runs scheduled and placed groups one element at a time, by the
+ * contract in passes/passes.h and nothing else: what a kernel may load, from where, and in
+ * which order.
  *
- * All memory is doubles: an arena with one slot a byte (a value's element i is at its offset plus i
- * times the bytes of its dtype), poisoned with NaN, and each state in its own memory order.  So what
- * comes out can be compared with the interpreter far below the precision of f32; and a value that
- * was overwritten too early, never stored or laid out differently by writer and reader shows. */
+ * All memory is doubles: an arena with one slot a byte (a value's element i is at its offset
+ * plus i times the bytes of its dtype), poisoned with NaN, and each state in its own memory
+ * order.  So what comes out can be compared with the interpreter far below the precision of
+ * f32; and a value that was overwritten too early, never stored or laid out differently by
+ * writer and reader shows. */
 #ifndef COLAC_TESTS_GROUP_MACHINE_H
 #define COLAC_TESTS_GROUP_MACHINE_H
 
@@ -32,10 +34,11 @@ typedef struct Machine {
     double *arena;
     double **states;      /* by state; memory order; windows share their members' memory */
     int32_t group;        /* the one at work */
+    ARRAY(NodeId) stores; /* its stores */
     int32_t *last_load;   /* by node: the last group that loaded it; -1 */
     Memo *memo;           /* values computed by the group at hand */
     int64_t memo_count, memo_capacity;
-    const char *broken;   /* the rule that was broken, or NULL */
+    const char *broken; /* the rule that was broken, or NULL */
 } Machine;
 
 static double machine_value(Machine *m, NodeId id, const Index *index);
@@ -80,7 +83,8 @@ static Index index_zero(const AxisId *axes, int count) {
     return index;
 }
 
-/* ---- memory -------------------------------------------------------------------------------- */
+/* ---- memory --------------------------------------------------------------------------------
+ */
 
 static bool machine_has_memory(const Machine *m, NodeId id) {
     const Node *node = node_at(m->function, id);
@@ -126,7 +130,8 @@ static double machine_load(Machine *m, const View *view, const Index *index) {
     return machine_interpreted(m, view->root, &at);
 }
 
-/* ---- values -------------------------------------------------------------------------------- */
+/* ---- values --------------------------------------------------------------------------------
+ */
 
 static double machine_round(double x, DataType dtype) {
     (void)dtype; /* the interpreter does not round either */
@@ -136,41 +141,71 @@ static double machine_round(double x, DataType dtype) {
 static double machine_map(const Node *node, DataType dtype, const double *v) {
     double a = v[0], b = v[1], c = v[2];
     switch (node->op) {
-    case OP_NEG: return -a;
-    case OP_ABS: return fabs(a);
-    case OP_EXP: return exp(a);
-    case OP_LOG: return log(a);
-    case OP_SQRT: return sqrt(a);
-    case OP_TANH: return tanh(a);
-    case OP_SIGMOID: return a >= 0 ? 1 / (1 + exp(-a)) : exp(a) / (1 + exp(a));
-    case OP_ERF: return erf(a);
-    case OP_SIN: return sin(a);
-    case OP_COS: return cos(a);
-    case OP_FLOOR: return floor(a);
-    case OP_SIGN: return (a > 0) - (a < 0);
-    case OP_NOT: return !(a != 0);
+    case OP_NEG:
+        return -a;
+    case OP_ABS:
+        return fabs(a);
+    case OP_EXP:
+        return exp(a);
+    case OP_LOG:
+        return log(a);
+    case OP_SQRT:
+        return sqrt(a);
+    case OP_TANH:
+        return tanh(a);
+    case OP_SIGMOID:
+        return a >= 0 ? 1 / (1 + exp(-a)) : exp(a) / (1 + exp(a));
+    case OP_ERF:
+        return erf(a);
+    case OP_SIN:
+        return sin(a);
+    case OP_COS:
+        return cos(a);
+    case OP_FLOOR:
+        return floor(a);
+    case OP_SIGN:
+        return (a > 0) - (a < 0);
+    case OP_NOT:
+        return !(a != 0);
     case OP_CAST:
         return node->type.dtype == TYPE_I32    ? trunc(a)
                : node->type.dtype == TYPE_BOOL ? a != 0
                                                : machine_round(a, node->type.dtype);
     case OP_STOP:
-    case OP_COPY: return a;
-    case OP_ADD: return a + b;
-    case OP_SUB: return a - b;
-    case OP_MUL: return a * b;
-    case OP_DIV: return dtype == TYPE_I32 ? floor(a / b) : a / b;
-    case OP_MOD: return a - b * floor(a / b);
-    case OP_POW: return pow(a, b);
-    case OP_MAXIMUM: return a > b ? a : b;
-    case OP_MINIMUM: return a < b ? a : b;
-    case OP_LT: return a < b;
-    case OP_LE: return a <= b;
-    case OP_EQ: return a == b;
-    case OP_AND: return a != 0 && b != 0;
-    case OP_OR: return a != 0 || b != 0;
-    case OP_WHERE: return a != 0 ? b : c;
-    case OP_FMA: return fma(a, b, c);
-    default: internal_error("%s is no map", op_info[node->op].name);
+    case OP_COPY:
+        return a;
+    case OP_ADD:
+        return a + b;
+    case OP_SUB:
+        return a - b;
+    case OP_MUL:
+        return a * b;
+    case OP_DIV:
+        return dtype == TYPE_I32 ? floor(a / b) : a / b;
+    case OP_MOD:
+        return a - b * floor(a / b);
+    case OP_POW:
+        return pow(a, b);
+    case OP_MAXIMUM:
+        return a > b ? a : b;
+    case OP_MINIMUM:
+        return a < b ? a : b;
+    case OP_LT:
+        return a < b;
+    case OP_LE:
+        return a <= b;
+    case OP_EQ:
+        return a == b;
+    case OP_AND:
+        return a != 0 && b != 0;
+    case OP_OR:
+        return a != 0 || b != 0;
+    case OP_WHERE:
+        return a != 0 ? b : c;
+    case OP_FMA:
+        return fma(a, b, c);
+    default:
+        internal_error("%s is no map", op_info[node->op].name);
     }
 }
 
@@ -251,18 +286,25 @@ static double machine_compute(Machine *m, NodeId id, const Index *index) {
         return machine_break(m, "a reduction, dot, scatter or stack has no group");
     switch (node->op) {
     case OP_SUM:
-    case OP_MAX: return machine_reduce(m, node, index);
-    case OP_SCATTER_ADD: return machine_scatter(m, node, index);
-    default: return machine_break(m, "a stack or dot is read in its own group");
+    case OP_MAX:
+        return machine_reduce(m, node, index);
+    case OP_SCATTER_ADD:
+        return machine_scatter(m, node, index);
+    default:
+        return machine_break(m, "a stack or dot is read in its own group");
     }
 }
 
 static double machine_leaf(const Machine *m, const Node *node, NodeId id, const Index *index) {
     switch (node->op) {
-    case OP_CONST: return node->attr.number;
-    case OP_SCALAR: return m->scalars[node->attr.integer];
-    case OP_INDEX: return (double)index_get(index, node->attr.to[0]);
-    default: return machine_interpreted(m, id, index); /* random */
+    case OP_CONST:
+        return node->attr.number;
+    case OP_SCALAR:
+        return m->scalars[node->attr.integer];
+    case OP_INDEX:
+        return (double)index_get(index, node->attr.to[0]);
+    default:
+        return machine_interpreted(m, id, index); /* random */
     }
 }
 
@@ -324,7 +366,8 @@ static double machine_value(Machine *m, NodeId id, const Index *index) {
     return memo_slot(m, key)->value;
 }
 
-/* ---- groups -------------------------------------------------------------------------------- */
+/* ---- groups --------------------------------------------------------------------------------
+ */
 
 typedef struct Pending {
     double *slot, value;
@@ -370,10 +413,12 @@ static void machine_store(Machine *m, NodeId id, const Index *index, double valu
 static bool is_store(const Machine *m, NodeId id) {
     const Node *node = node_at(m->function, id);
     bool store = node->placement.stored;
+    if (node->placement.group != m->group)
+        return false;
     for (int64_t i = 0; i < m->function->writes.count; i++)
         store |= m->function->writes.data[i].direct &&
                  write_source(m->function, m->function->writes.data[i].value) == id;
-    return store && node->placement.group == m->group;
+    return store;
 }
 
 static bool same_axis_set(Type type, const AxisId *rows, int row_count, const AxisId *inner,
@@ -391,18 +436,18 @@ static bool same_axis_set(Type type, const AxisId *rows, int row_count, const Ax
 /* Stores everything whose (parts') axes are exactly those given, at one index of them. */
 static void store_all_at(Machine *m, const AxisId *axes, int count, const Index *index,
                          PendingStores *pending) {
-    for (NodeId id = 0; id < m->function->nodes.count; id++) {
+    for (int64_t i = 0; i < m->stores.count; i++) {
+        NodeId id = m->stores.data[i];
         const Node *node = node_at(m->function, id);
-        if (node->placement.group != m->group || !is_store(m, id))
-            continue;
-        Type type = node->op == OP_STACK ? type_without(node->type, node->attr.to[0]) : node->type;
+        Type type =
+            node->op == OP_STACK ? type_without(node->type, node->attr.to[0]) : node->type;
         if (!same_axis_set(type, axes, count, NULL, 0))
             continue;
         Index at = *index;
-        for (int i = 0; i < (node->op == OP_STACK ? node->input_count : 1); i++) {
+        for (int part = 0; part < (node->op == OP_STACK ? node->input_count : 1); part++) {
             if (node->op == OP_STACK)
-                index_put(&at, node->attr.to[0], i);
-            NodeId value = node->op == OP_STACK ? node->inputs[i] : id;
+                index_put(&at, node->attr.to[0], part);
+            NodeId value = node->op == OP_STACK ? node->inputs[part] : id;
             double x = node->op == OP_STACK ? machine_value(m, value, &at)
                                             : machine_compute(m, value, &at);
             machine_store(m, id, &at, x, pending);
@@ -422,12 +467,13 @@ static void check_group(Machine *m, const Group *group) {
             m->broken = "a reduction's result has not the group's rows";
         AxisId from[MAX_AXES];
         memcpy(from, node->attr.from, sizeof from);
-        if (reduces && !same_axis_set(type_of(TYPE_F32, from, node->attr.from_count), group->inner,
-                                      group->inner_count, NULL, 0))
+        if (reduces && !same_axis_set(type_of(TYPE_F32, from, node->attr.from_count),
+                                      group->inner, group->inner_count, NULL, 0))
             m->broken = "a reduction is not over the group's inner axes";
         if (!is_store(m, id))
             continue;
-        Type type = node->op == OP_STACK ? type_without(node->type, node->attr.to[0]) : node->type;
+        Type type =
+            node->op == OP_STACK ? type_without(node->type, node->attr.to[0]) : node->type;
         bool at_all = same_axis_set(type, group->rows, group->row_count, group->inner,
                                     group->inner_count);
         if (!same_axis_set(type, group->rows, group->row_count, NULL, 0) &&
@@ -518,6 +564,10 @@ static void run_group(Machine *m, int32_t number) {
     PendingStores pending = {0};
     m->group = number;
     memo_clear(m);
+    m->stores.count = 0;
+    for (NodeId id = 0; id < m->function->nodes.count; id++)
+        if (is_store(m, id))
+            array_push(&m->stores, id);
     check_group(m, group);
     if (group->kind == GROUP_PRODUCT) {
         for (NodeId id = 0; id < m->function->nodes.count; id++)
@@ -535,7 +585,8 @@ static void run_group(Machine *m, int32_t number) {
                 index_put(&index, group->inner[i], 0);
             do {
                 if (group->inner_count)
-                    store_all_at(m, all, group->row_count + group->inner_count, &index, &pending);
+                    store_all_at(m, all, group->row_count + group->inner_count, &index,
+                                 &pending);
                 machine_flush(&pending);
             } while (index_next(m, &index, group->inner, group->inner_count));
         }
@@ -564,7 +615,8 @@ static void run_copies(Machine *m) {
 
 /* Runs the whole function.  The rule that was broken, or NULL. */
 static const char *machine_run(Machine *m) {
-    size_t slots = (size_t)m->function->arena_bytes + 1, nodes = (size_t)m->function->nodes.count;
+    size_t slots = (size_t)m->function->arena_bytes + 1,
+           nodes = (size_t)m->function->nodes.count;
     m->arena = checked_alloc(slots * sizeof *m->arena);
     m->last_load = checked_alloc(nodes * sizeof *m->last_load);
     for (size_t i = 0; i < slots; i++)
@@ -577,11 +629,12 @@ static const char *machine_run(Machine *m) {
         run_copies(m);
     free(m->arena);
     free(m->memo);
+    array_free(&m->stores);
     return m->broken;
 }
 
-/* No two stored values share a byte while both are wanted, as the loads of a run showed; but a flat
- * group's result may lie exactly on an operand that it is the last to load. */
+/* No two stored values share a byte while both are wanted, as the loads of a run showed; but a
+ * flat group's result may lie exactly on an operand that it is the last to load. */
 static bool lifetimes_are_apart(const Machine *m) {
     const Function *f = m->function;
     for (NodeId a = 0; a < f->nodes.count; a++)
