@@ -69,6 +69,20 @@ static float *state_memory(const Machine *m, StateId id) {
     return (float *)(void *)m->slabs[state->role][state->number] + state->offset;
 }
 
+/* Values of inputs: the interpreter's and the program's; freed at the end of all tests. */
+static ARRAY(int32_t *) inputs_made;
+
+static const int32_t *shared_input(const Module *module, int number) {
+    array_push(&inputs_made, fuzz_input(module, number, 5));
+    return inputs_made.data[inputs_made.count - 1];
+}
+
+static void free_inputs(void) {
+    for (int64_t i = 0; i < inputs_made.count; i++)
+        free(inputs_made.data[i]);
+    array_free(&inputs_made);
+}
+
 static Machine machine_new(ProgramSet *set, Interp *interp) {
     Machine m = {.module = set->module, .set = set};
     for (int role = 0; role <= ROLE_METRIC; role++)
@@ -76,7 +90,7 @@ static Machine machine_new(ProgramSet *set, Interp *interp) {
             m.slabs[role][number] = checked_alloc((size_t)set->slab_elements[role] * 4);
     m.inputs = checked_alloc((size_t)m.module->inputs.count * sizeof *m.inputs);
     for (int i = 0; i < m.module->inputs.count; i++)
-        m.inputs[i] = fuzz_input(m.module, i, 5);
+        m.inputs[i] = shared_input(m.module, i);
     m.arena = checked_alloc((size_t)set->arena_bytes);
     m.products = checked_alloc((size_t)set->product_count * sizeof(void *));
     for (int i = 0; i < set->product_count; i++)
@@ -94,13 +108,6 @@ static void machine_free(Machine *m) {
     for (int role = 0; role <= ROLE_METRIC; role++)
         for (int number = 0; number < 3; number++)
             free(m->slabs[role][number]);
-    for (int i = 0; i < m->module->inputs.count; i++) {
-        union {
-            const int32_t *given;
-            void *mine;
-        } input = {m->inputs[i]};
-        free(input.mine);
-    }
     for (int i = 0; i < m->set->product_count; i++)
         product_free(m->products[i]);
     free(m->products);
@@ -556,7 +563,7 @@ static Interp *filled_interpreter(const Module *module) {
     Interp *interp = interp_new(module);
     interp_set_round(interp, true);
     for (int i = 0; i < module->inputs.count; i++)
-        interp_set_input(interp, i, fuzz_input(module, i, 5));
+        interp_set_input(interp, i, shared_input(module, i));
     for (StateId id = 0; id < module->states.count; id++) {
         const State *state = &module->states.data[id];
         uint64_t site = hash_bytes(state->path, strlen(state->path), 0);
@@ -1061,5 +1068,7 @@ int main(void) {
         cmocka_unit_test(random_graphs),
         cmocka_unit_test(loops_are_vectorized),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    int failed = cmocka_run_group_tests(tests, NULL, NULL);
+    free_inputs();
+    return failed;
 }
