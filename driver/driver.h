@@ -42,6 +42,7 @@ typedef struct Command {
     const char *name, *arguments, *summary;
     int (*run)(Options *options);
     int least_files, most_files; /* most -1: any number */
+    bool computes;               /* runs kernels */
 } Command;
 extern const Command command_list[];
 extern const int command_count;

@@ -1,27 +1,46 @@
 /* The table of commands, and the way in. */
 #include "driver/driver.h"
 
+#include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 const Command command_list[] = {
     {"check", "MODEL", "shapes, parameters, FLOPs and memory of a model under a plan",
-     run_check_command, 1, 1},
-    {"train", "MODEL --data PATH --out RUN", "pre-train", run_train_command, 1, 1},
-    {"eval", "RUN --data PATH", "the loss of a trained run on other data", run_eval_command, 1, 1},
+     run_check_command, 1, 1, false},
+    {"train", "MODEL --data PATH --out RUN", "pre-train", run_train_command, 1, 1,
+     true},
+    {"eval", "RUN --data PATH", "the loss of a trained run on other data", run_eval_command, 1,
+     1, true},
     {"grad", "MODEL --weights FILE --data PATH -o OUT.safetensors",
-     "the loss and every gradient of the first batch, before clipping", run_grad_command, 1, 1},
+     "the loss and every gradient of the first batch, before clipping", run_grad_command, 1, 1,
+     true},
     {"data", "pack TEXT... -o DIR", "texts (plain, .gz, .dz) to token shards", run_data_command,
-     2, -1},
+     2, -1, false},
     {"profile", "MODEL", "time, GFLOP/s and GB/s of every step of the program",
-     run_profile_command, 1, 1},
+     run_profile_command, 1, 1, true},
     {"build", "MODEL -o DIR", "programs, kernels and a report, without running anything",
-     run_build_command, 1, 1},
-    {"ir", "MODEL --stage PASS", "the module after a pass, as text", run_ir_command, 1, 1},
-    {"opt", "FILE.ir --passes A,B", "passes on IR text (none: print it back)", run_opt_command, 1,
-     1},
-    {"fmt", "FILE...", "rewrite model texts in the canonical layout", run_fmt_command, 1, -1},
+     run_build_command, 1, 1, false},
+    {"ir", "MODEL --stage PASS", "the module after a pass, as text", run_ir_command, 1, 1,
+     false},
+    {"opt", "FILE.ir --passes A,B", "passes on IR text (none: print it back)", run_opt_command,
+     1, 1, false},
+    {"fmt", "FILE...", "rewrite model texts in the canonical layout", run_fmt_command, 1, -1,
+     false},
 };
 const int command_count = COUNT_OF(command_list);
+
+/* GNU OpenMP's threads wait for each other by spinning, by default for longer than a
+ * scheduler's time slice: on a machine that does anything else, a step then takes ten times as
+ * long.  A thousand turns (some 50 us) cover the uneven ends of parallel loops.  The library
+ * reads the variable before main, so the program begins again with it set; where it cannot, it
+ * goes on. */
+static void shorten_spinning(char **argv) {
+    if (getenv("OMP_WAIT_POLICY") || getenv("GOMP_SPINCOUNT") ||
+        setenv("GOMP_SPINCOUNT", "1000", 1))
+        return;
+    execv("/proc/self/exe", argv);
+}
 
 static const Command *find_command(const char *name) {
     for (int i = 0; i < command_count; i++)
@@ -70,6 +89,8 @@ int main(int argc, char **argv) {
             print_command_usage(command, stdout);
             return 0;
         }
+    if (command->computes)
+        shorten_spinning(argv);
     Options options;
     if (!options_parse(&options, command, argc, argv)) {
         options_free(&options);
