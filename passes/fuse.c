@@ -741,6 +741,8 @@ static void make_groups(Fuse *f) {
 /* ---- direct writes -------------------------------------------------------------------------
  */
 
+enum { MAX_DIRECT_WORK = 100000000 };
+
 /* What is known when writes are made direct: who reads states, and which group waits for which.
  */
 typedef struct StateRead {
@@ -755,6 +757,7 @@ typedef struct DirectWrites {
     int32_t *after;       /* by group: the groups that wait for it */
     ARRAY(int32_t) extra; /* pairs: reader of a state, group that overwrites it */
     bool extra_backward;  /* does one of them lead to a lower number? */
+    int64_t work;         /* steps of the search so far; a write that is not direct costs a copy */
 } DirectWrites;
 
 static void index_waiting(DirectWrites *d, Arena *arena) {
@@ -778,15 +781,17 @@ static void index_waiting(DirectWrites *d, Arena *arena) {
 }
 
 /* Does `to` wait for `from`? */
-static bool waits_for(const DirectWrites *d, int32_t to, int32_t from) {
+static bool waits_for(DirectWrites *d, int32_t to, int32_t from) {
     if (from > to && !d->extra_backward)
         return false; /* numbers are topological */
     bool *seen = checked_alloc((size_t)d->function->groups.count);
     ARRAY(int32_t) pending = {0};
+    d->work += d->function->groups.count;
     array_push(&pending, from);
     seen[from] = true;
     while (pending.count && !seen[to]) {
         int32_t group = pending.data[--pending.count];
+        d->work += d->extra.count;
         for (int64_t i = d->after_start[group]; i < d->after_start[group + 1]; i++) {
             if (!seen[d->after[i]])
                 array_push(&pending, d->after[i]);
@@ -810,6 +815,7 @@ static bool waits_for(const DirectWrites *d, int32_t to, int32_t from) {
  * before it; it may read it too, element by element. */
 static bool can_overwrite(DirectWrites *d, const Write *write, int32_t group) {
     const Function *function = d->function;
+    d->work += d->reads.count;
     for (int64_t i = 0; i < d->reads.count; i++) {
         StateRead read = d->reads.data[i];
         StateId state = (StateId)node_at(function, read.root)->attr.integer;
@@ -845,7 +851,8 @@ static void choose_direct_writes(Fuse *f) {
             continue;
         Node *source = &function->nodes.data[write_source(function, write->value)];
         bool elsewhere = source->op == OP_DOT && source->placement.stored;
-        write->direct = !elsewhere && can_overwrite(&d, write, source->placement.group);
+        write->direct = !elsewhere && d.work < MAX_DIRECT_WORK &&
+                        can_overwrite(&d, write, source->placement.group);
         source->placement.stored |= !write->direct;
     }
     array_free(&d.reads);
