@@ -224,12 +224,12 @@ GroupIndex group_index(const Function *function, Arena *arena);
 /* Lowers one flat, row, column or scatter group.  Memory in `arena`, but for the kernel's
  * arrays. row     for each row: sweeps over the inner axes, one for each depth of reductions,
  * then one for what depends on the last; row values between them; a value that is dear to
- * compute and wanted in several sweeps is kept in a buffer of the row (up to ROW_BUFFER).  Few
- *           and long rows are cut in blocks of REDUCE_BLOCK that run in parallel.
- *   column  the summed positions are cut in chunks (a function of their number alone), each
- * summed in order; the partial sums are summed in chunk order. scatter a worker owns a block of
- * the kept axes and walks the index in order. Within a row kernel what it stores is memory of
- * its own: no store may take over an operand's. */
+ * compute and wanted in several sweeps is kept in a buffer of the row, as far as those fit in
+ * cache.  Few and long rows are cut in blocks of REDUCE_BLOCK that run in parallel. column  the
+ * summed positions are cut in chunks (a function of their number alone), each summed in order;
+ * the partial sums are summed in chunk order. scatter a worker owns a block of the kept axes
+ * and walks the index in order. Within a row kernel what it stores is memory of its own: no
+ * store may take over an operand's. */
 LoweredGroup lower_group(const Function *function, const GroupIndex *index, int group,
                          Arena *arena);
 /* Bytes of scratch memory that its kernel wants, each array aligned: a function of extents. */

@@ -6,6 +6,7 @@
 #include "codegen/codegen.h"
 
 #include <ctype.h>
+#include <math.h>
 
 typedef ARRAY(Step) StepList;
 typedef ARRAY(NodeId) ScalarList;
@@ -175,12 +176,19 @@ static const char *product_label(const Emitter *e, NodeId dot, const Write *writ
 
 /* ---- kernels ------------------------------------------------------------------------- */
 
-/* The number of an equal kernel; a new one is kept, of the others only the operands. */
+/* Every kernel is made in an arena of its own. */
+static void free_kernel_and_arena(Kernel *kernel) {
+    Arena *arena = kernel->arena;
+    kernel_free(kernel);
+    arena_free(arena);
+}
+
+/* The number of an equal kernel; only a new one is kept. */
 static int32_t share_kernel(Emitter *e, Kernel *kernel, const char *label) {
     const char *text = kernel_text(kernel);
     int64_t found = string_map_get(&e->kernel_by_text, text, -1);
     if (found >= 0) {
-        kernel_free(kernel);
+        free_kernel_and_arena(kernel);
         return (int32_t)found;
     }
     string_map_set(&e->kernel_by_text, text, e->kernels.count);
@@ -215,8 +223,35 @@ static double group_flops(const Emitter *e, int group) {
     return flops;
 }
 
+/* A group that only sets memory to 0: gradients after an update that is not one pass. */
+static bool is_zero_group(const Emitter *e, int group) {
+    const GroupIndex *index = &e->index;
+    int32_t member = index->member_begin[group], write = index->write_begin[group];
+    if (index->member_begin[group + 1] != member + 1 ||
+        index->write_begin[group + 1] != write + 1 ||
+        e->function->writes.data[index->writes[write]].add)
+        return false;
+    const Node *node = node_at(e->function, index->members[member]);
+    if (node->placement.stored || node->op != OP_COPY)
+        return false;
+    while (node->op == OP_COPY || node_is_view(node))
+        node = node_at(e->function, node->inputs[0]);
+    return node->op == OP_CONST && node->attr.number == 0 && !signbit(node->attr.number);
+}
+
+static Step emit_zero(Emitter *e, int group) {
+    const Write *write =
+        &e->function->writes.data[e->index.writes[e->index.write_begin[group]]];
+    Step step = {.kind = STEP_ZERO, .operand_count = 1};
+    step.operands = arena_alloc(e->arena, sizeof *step.operands);
+    step.operands[0] = state_operand(e->function->module, write->state);
+    step.label = state_label(e, write->state);
+    step.bytes = (double)step.operands[0].bytes;
+    return step;
+}
+
 static Step emit_launch(Emitter *e, int group) {
-    LoweredGroup lowered = lower_group(e->function, &e->index, group, e->arena);
+    LoweredGroup lowered = lower_group(e->function, &e->index, group, arena_new());
     Step step = {.kind = STEP_LAUNCH,
                  .operand_count = lowered.operand_count,
                  .scalar_count = lowered.scalar_count,
@@ -353,7 +388,9 @@ static Program emit_program(Emitter *e, const Function *function) {
     e->scratch_bytes = 0;
     for (int group = 0; group < function->groups.count; group++) {
         bool product = function->groups.data[group].kind == GROUP_PRODUCT;
-        Step step = product ? emit_product(e, group) : emit_launch(e, group);
+        Step step = product                   ? emit_product(e, group)
+                    : is_zero_group(e, group) ? emit_zero(e, group)
+                                              : emit_launch(e, group);
         array_push(&e->steps, step);
     }
     for (int64_t i = 0; i < function->writes.count; i++)
@@ -421,7 +458,7 @@ void program_set_free(ProgramSet *set) {
     if (!set)
         return;
     for (int i = 0; i < set->kernel_count; i++)
-        kernel_free(set->kernels[i]);
+        free_kernel_and_arena(set->kernels[i]);
     arena_free(set->arena);
 }
 

@@ -16,20 +16,20 @@ int64_t axis_extent(const Lowering *l, AxisId axis) {
 }
 
 NodeInfo *info_of(Lowering *l, NodeId node) {
-    NodeInfo **bucket = &l->buckets[(uint32_t)node * 2654435761u >> 23];
-    for (NodeInfo *info = *bucket; info; info = info->next_in_bucket)
-        if (info->node == node)
-            return info;
-    NodeInfo *info = arena_alloc(l->arena, sizeof *info);
-    *info = (NodeInfo){.node = node,
-                       .next_in_bucket = *bucket,
-                       .level = -1,
-                       .in_sweep = -1,
-                       .kept = -1,
-                       .reduced = -1,
-                       .results = -1};
-    *bucket = info;
-    return info;
+    NodeInfo ***page = &l->info_pages[node / INFO_PAGE];
+    if (!*page)
+        *page = arena_alloc_array(l->arena, INFO_PAGE, sizeof **page);
+    NodeInfo **info = &(*page)[node % INFO_PAGE];
+    if (!*info) {
+        *info = arena_alloc(l->arena, sizeof **info);
+        **info = (NodeInfo){.node = node,
+                            .level = -1,
+                            .in_sweep = -1,
+                            .kept = -1,
+                            .reduced = -1,
+                            .results = -1};
+    }
+    return *info;
 }
 
 /* ---- names --------------------------------------------------------------------------- */
@@ -462,23 +462,30 @@ static bool is_dear(const Node *node) {
     }
 }
 
-/* A value that an earlier sweep over the row has made, read where it was kept; -1: none. */
+/* Whether an earlier sweep over the row has made a value that can be read where it was kept. */
+static bool can_recall(const Lowering *l, const NodeInfo *info, const int32_t *positions) {
+    const Node *node = graph_node(l, info->node);
+    if (l->sweep < 0 || !is_natural(l, node->type, positions))
+        return false;
+    if (info->in_memory || info->kept >= 0)
+        return true;
+    return l->kept_bytes + l->inner * 4 <= KEPT_BYTES && info->in_sweep >= 0 &&
+           !is_open(&l->builder, info->in_sweep) && is_dear(node);
+}
+
 static ValueId recall(Lowering *l, NodeInfo *info, const int32_t *positions) {
     const Node *node = graph_node(l, info->node);
     const char *name = value_name(l, info->node);
-    if (l->sweep < 0 || !is_natural(l, node->type, positions))
-        return -1;
     if (info->in_memory) {
         View view = own_view(l->function, info->node);
         return emit_load(&l->builder, node_buffer(l, info->node),
                          view_address(l, &view, node->type, positions), name);
     }
-    if (!l->keeps || info->in_sweep < 0 || is_open(&l->builder, info->in_sweep) ||
-        !is_dear(node))
-        return -1;
-    if (info->kept < 0)
+    if (info->kept < 0) {
         info->kept =
             keep_value(&l->builder, info->in_sweep, affine_of(l->arena, info->sweep), l->inner);
+        l->kept_bytes += l->inner * 4;
+    }
     return emit_load(&l->builder, info->kept, affine_of(l->arena, l->sweep), name);
 }
 
@@ -491,9 +498,30 @@ static ValueId find_evaluated(const Lowering *l, const NodeInfo *info, int rank,
     return -1;
 }
 
-ValueId value_at(Lowering *l, NodeId id, const int32_t *positions) {
+static bool is_argument(const Node *node) {
+    return node->type.dtype == TYPE_F64 && node->op != OP_CONST;
+}
+
+/* An operand of a map that has no value yet; -1. */
+static NodeId missing_operand(Lowering *l, NodeId id, const int32_t *positions) {
     const Node *node = graph_node(l, id);
-    if (node->type.dtype == TYPE_F64 && node->op != OP_CONST)
+    if (!op_is_map(node->op) || is_argument(node) || is_loaded(l, id) ||
+        find_evaluated(l, info_of(l, id), node->type.rank, positions) >= 0 ||
+        can_recall(l, info_of(l, id), positions))
+        return -1;
+    for (int i = 0; i < node->input_count; i++) {
+        NodeId input = node->inputs[i];
+        if (!is_argument(graph_node(l, input)) &&
+            find_evaluated(l, info_of(l, input), node->type.rank, positions) < 0)
+            return input;
+    }
+    return -1;
+}
+
+/* The operands of a map have values, or are no maps. */
+static ValueId value_of_one(Lowering *l, NodeId id, const int32_t *positions) {
+    const Node *node = graph_node(l, id);
+    if (is_argument(node))
         return scalar_argument(l, id);
     NodeInfo *info = info_of(l, id);
     ValueId value = find_evaluated(l, info, node->type.rank, positions);
@@ -502,9 +530,9 @@ ValueId value_at(Lowering *l, NodeId id, const int32_t *positions) {
     View view;
     if (is_loaded(l, id) && view_of(l->function, id, &view))
         value = load_view(l, id, positions);
-    else
+    else if (can_recall(l, info, positions))
         value = recall(l, info, positions);
-    if (value < 0)
+    else
         value = compute(l, id, positions);
     Evaluated *entry = arena_alloc(l->arena, sizeof *entry);
     *entry = (Evaluated){.value = value, .next = info->evaluated};
@@ -515,6 +543,25 @@ ValueId value_at(Lowering *l, NodeId id, const int32_t *positions) {
         b->homes.data[value] == b->open.data[b->open.count - 1]) {
         info->in_sweep = value;
         info->sweep = l->sweep;
+    }
+    return value;
+}
+
+/* Chains of maps, whose positions are all the same, may be long: they are not walked by
+ * recursion. */
+ValueId value_at(Lowering *l, NodeId id, const int32_t *positions) {
+    int64_t begin = l->pending.count;
+    ValueId value = -1;
+    array_push(&l->pending, id);
+    while (l->pending.count > begin) {
+        NodeId last = l->pending.data[l->pending.count - 1];
+        NodeId operand = missing_operand(l, last, positions);
+        if (operand >= 0) {
+            array_push(&l->pending, operand);
+        } else {
+            value = value_of_one(l, last, positions);
+            l->pending.count--;
+        }
     }
     return value;
 }

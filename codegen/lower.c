@@ -22,7 +22,6 @@
 
 #include <math.h>
 
-enum { ROW_BUFFER = 16384 }; /* longest row whose dear values are kept: 64 KiB of stack */
 enum { FEW_ROWS = 64 };      /* fewer long rows than this are cut in blocks */
 enum { MOST_BLOCKS = 1024 }; /* rows of more blocks are always cut */
 enum { MIN_CHUNK = 64 };     /* summed positions of a chunk, at least */
@@ -34,20 +33,26 @@ enum { SCATTER_BLOCK = 128 }; /* kept elements that a worker owns */
 /* The depth of a value in the group's reductions: the number of the sweep that can compute it.
  */
 static int level_of(Lowering *l, NodeId id) {
-    const Node *node = graph_node(l, id);
-    NodeInfo *info = info_of(l, id);
-    if (info->level >= 0)
-        return info->level;
-    int level = 0;
-    if (!is_loaded(l, id))
-        for (int i = 0; i < node->input_count; i++) {
-            int below = level_of(l, node->inputs[i]);
+    int64_t begin = l->pending.count;
+    array_push(&l->pending, id);
+    while (l->pending.count > begin) {
+        NodeId last = l->pending.data[l->pending.count - 1];
+        const Node *node = graph_node(l, last);
+        int64_t count = l->pending.count;
+        int level = 0;
+        for (int i = 0; i < node->input_count && !is_loaded(l, last); i++) {
+            int below = info_of(l, node->inputs[i])->level;
+            if (below < 0)
+                array_push(&l->pending, node->inputs[i]);
             level = below > level ? below : level;
         }
-    bool reduces = node->op == OP_SUM || node->op == OP_MAX;
-    info = info_of(l, id);
-    info->level = level + (reduces && node->placement.group == l->group_number);
-    return info->level;
+        if (l->pending.count > count)
+            continue; /* again when the operands have theirs */
+        bool reduces = node->op == OP_SUM || node->op == OP_MAX;
+        info_of(l, last)->level = level + (reduces && node->placement.group == l->group_number);
+        l->pending.count--;
+    }
+    return info_of(l, id)->level;
 }
 
 static bool has_inner(const Lowering *l, Type type) {
@@ -256,7 +261,6 @@ static void lower_short_rows(Lowering *l, int levels) {
     ValueId *results =
         arena_alloc_array(l->arena, (size_t)l->reductions.count, sizeof *results);
     bool nest = open_rows(l);
-    l->keeps = l->inner <= ROW_BUFFER;
     for (int level = 0; level <= levels; level++) {
         if (!sweep_has_reductions(l, level) && !has_stores(l, level, true))
             continue;
@@ -758,6 +762,7 @@ static void free_lowering(Lowering *l) {
     array_free(&l->positions);
     array_free(&l->stores);
     array_free(&l->reductions);
+    array_free(&l->pending);
 }
 
 static LoweredGroup lower(const Function *function, const GroupIndex *index, int group,
@@ -769,6 +774,8 @@ static LoweredGroup lower(const Function *function, const GroupIndex *index, int
                   .arena = arena,
                   .sweep = -1,
                   .linear_columns = linear_columns};
+    l.info_pages = arena_alloc_array(arena, (size_t)(function->nodes.count / INFO_PAGE + 1),
+                                     sizeof *l.info_pages);
     l.inner = axes_elements(l.module, l.group->inner, l.group->inner_count);
     l.rows = axes_elements(l.module, l.group->rows, l.group->row_count);
     l.builder = kernel_builder(kernel_new(arena));

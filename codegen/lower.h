@@ -8,7 +8,8 @@
 
 #include "codegen/codegen.h"
 
-enum { INFO_BUCKETS = 512 };
+enum { INFO_PAGE = 64 };
+enum { KEPT_BYTES = 256 << 10 }; /* of a row, at most: on a thread's stack, and in its cache */
 
 /* A value that was computed at an environment. */
 typedef struct Evaluated {
@@ -20,7 +21,6 @@ typedef struct Evaluated {
 /* What lowering knows of a node. */
 typedef struct NodeInfo {
     NodeId node;
-    struct NodeInfo *next_in_bucket;
     Evaluated *evaluated;
     int level;        /* the reductions of the group below it, in depth; -1: not known yet */
     ValueId in_sweep; /* its value in the sweep that made it first; -1 */
@@ -54,15 +54,16 @@ typedef struct Lowering {
     ARRAY(Affine) positions; /* all that were met, each once */
     ARRAY(Store) stores;
     ARRAY(NodeId) reductions;
+    ARRAY(NodeId) pending; /* nodes that wait for their operands */
     /* Where the axes of the group are, in the nest that is open: indices in `positions`. */
     int axis_count;
     AxisId axes[2 * MAX_AXES];
     int32_t axis_positions[2 * MAX_AXES];
-    ValueId sweep;       /* the sweep over a row's inner axes that is open; -1 */
-    bool keeps;          /* dear values of one sweep are kept for the next */
-    bool linear_columns; /* a worker's columns run through all kept axes */
-    int64_t inner, rows; /* elements */
-    NodeInfo *buckets[INFO_BUCKETS];
+    ValueId sweep;          /* the sweep over a row's inner axes that is open; -1 */
+    int64_t kept_bytes;     /* of a row, in buffers: from one sweep for later ones */
+    bool linear_columns;    /* a worker's columns run through all kept axes */
+    int64_t inner, rows;    /* elements */
+    NodeInfo ***info_pages; /* by node / INFO_PAGE; NULL where no node is known */
 } Lowering;
 
 const Node *graph_node(const Lowering *l, NodeId id);

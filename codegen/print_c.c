@@ -109,15 +109,17 @@ static void print_operand(const CPrinter *p, ValueId id) {
         text_puts(p->out, p->names.values[id]);
 }
 
-/* Whether stride * value may leave the range of int: then the product is made in 64 bits. */
-static bool is_wide(const CPrinter *p, Term term) {
+/* Whether stride * value may leave the range of int, as positions below `positions` are added
+ * up: then the product is made in 64 bits. */
+static bool is_wide(const CPrinter *p, Term term, int64_t positions) {
     const Instruction *value = at(p, term.value);
     int64_t bound = value->kind == KERNEL_LOOP    ? value->loop->extent
                     : value->kind == KERNEL_DIGIT ? value->modulus
                                                   : INT32_MAX;
-    bool wide_loop = value->kind == KERNEL_LOOP && value->loop->kind != LOOP_LANES;
+    if (value->kind == KERNEL_LOOP && (value->loop->kind != LOOP_LANES || bound > INT32_MAX))
+        return false; /* its index has 64 bits */
     int64_t stride = term.stride < 0 ? -term.stride : term.stride;
-    return !wide_loop && stride > INT32_MAX / bound;
+    return positions > INT32_MAX || stride > INT32_MAX / bound;
 }
 
 /* gcc 12 does not vectorize loads that it sees to be a power of two from 32 on apart. */
@@ -127,27 +129,26 @@ static bool is_hidden_stride(const CPrinter *p, Term term) {
            (term.stride & (term.stride - 1)) == 0;
 }
 
-static void print_term(const CPrinter *p, Term term, bool is_load) {
+static void print_term(const CPrinter *p, Term term, int64_t positions, bool is_load) {
+    bool wide = is_wide(p, term, positions);
     if (is_load && is_hidden_stride(p, term))
         text_printf(p->out, "stride_%lld * ", (long long)term.stride);
-    else if (term.stride != 1)
-        text_printf(p->out, "%lld%s * ", (long long)term.stride, is_wide(p, term) ? "LL" : "");
+    else if (term.stride != 1 || wide)
+        text_printf(p->out, "%lld%s * ", (long long)term.stride, wide ? "LL" : "");
     text_puts(p->out, p->names.values[term.value]);
 }
 
-static void print_affine_of(const CPrinter *p, const Affine *affine, bool is_load) {
+/* An address or index below `positions`. */
+static void print_affine(const CPrinter *p, const Affine *affine, int64_t positions,
+                         bool is_load) {
     Term terms[MAX_TERMS];
     int count = affine_by_stride(affine, terms);
     for (int i = 0; i < count; i++) {
         text_puts(p->out, i ? " + " : "");
-        print_term(p, terms[i], is_load);
+        print_term(p, terms[i], positions, is_load);
     }
     if (affine->base || !count)
         text_printf(p->out, "%s%lld", count ? " + " : "", (long long)affine->base);
-}
-
-static void print_affine(const CPrinter *p, const Affine *affine) {
-    print_affine_of(p, affine, false);
 }
 
 static void declare_hidden_strides(CPrinter *p) {
@@ -168,7 +169,8 @@ static void declare_hidden_strides(CPrinter *p) {
 
 static void print_element(const CPrinter *p, const Instruction *access) {
     text_printf(p->out, "%s[", p->names.buffers[access->buffer]);
-    print_affine_of(p, &access->at, access->kind == KERNEL_LOAD);
+    print_affine(p, &access->at, p->kernel->buffers.data[access->buffer].elements,
+                 access->kind == KERNEL_LOAD);
     text_puts(p->out, "]");
 }
 
@@ -255,15 +257,15 @@ static void print_random(const CPrinter *p, const Instruction *random) {
     text_puts(p->out, ", (uint64_t)((int64_t)");
     print_operand(p, random->inputs[2]);
     text_puts(p->out, " + ");
-    print_affine(p, &random->sample);
+    print_affine(p, &random->sample, INT64_MAX, false);
     text_puts(p->out, "), (uint64_t)(");
-    print_affine(p, &random->at);
+    print_affine(p, &random->at, INT64_MAX, false);
     text_puts(p->out, "))");
 }
 
 static void print_digit(const CPrinter *p, const Instruction *digit) {
     text_puts(p->out, "(int32_t)((");
-    print_affine(p, &digit->at);
+    print_affine(p, &digit->at, digit->integer, false);
     text_puts(p->out, ")");
     if (digit->divisor > 1)
         text_printf(p->out, " / %lld", (long long)digit->divisor);
@@ -286,7 +288,7 @@ static void print_expression(const CPrinter *p, const Instruction *instruction) 
         break;
     case KERNEL_INDEX:
         text_puts(p->out, "(int32_t)(");
-        print_affine(p, &instruction->at);
+        print_affine(p, &instruction->at, 0, false);
         text_puts(p->out, ")");
         break;
     case KERNEL_DIGIT:
