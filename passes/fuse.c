@@ -70,8 +70,7 @@ static const Node *at(const Fuse *f, NodeId id) {
     return &f->function->nodes.data[id];
 }
 
-/* ---- what may be computed again for nothing ------------------------------------------------
- */
+/* ---- what may be computed again for nothing ----------------------------------- */
 
 static int op_cost(Op op) {
     switch (op) {
@@ -135,8 +134,7 @@ static void find_real_nodes(Fuse *f) {
     free(is_free);
 }
 
-/* ---- edges ---------------------------------------------------------------------------------
- */
+/* ---- edges -------------------------------------------------------------------- */
 
 /* Follows an operand through views to a real node; false when it ends elsewhere. */
 static bool follow_operand(const Fuse *f, NodeId reader, int operand, Edge *edge) {
@@ -201,8 +199,7 @@ static void collect_edges(Fuse *f) {
     free(earlier);
 }
 
-/* ---- drafts --------------------------------------------------------------------------------
- */
+/* ---- drafts ------------------------------------------------------------------- */
 
 static int64_t size_of(const Fuse *f, AxisId axis) {
     return f->module->axes.data[axis].size;
@@ -332,8 +329,7 @@ static void absorb(Fuse *f, int32_t into, int32_t from) {
     f->at[gone->position] = -1;
 }
 
-/* ---- joining -------------------------------------------------------------------------------
- */
+/* ---- joining ------------------------------------------------------------------ */
 
 static AxisOrder rows_then_inner(const Draft *draft) {
     AxisOrder order = draft->rows;
@@ -466,8 +462,7 @@ static bool join(Fuse *f, int32_t a, int32_t b) {
     return true;
 }
 
-/* ---- what is joined ------------------------------------------------------------------------
- */
+/* ---- what is joined ----------------------------------------------------------- */
 
 /* Is every consumer in the draft? */
 static bool wanted_only_by(const Fuse *f, NodeId id, int32_t draft) {
@@ -562,8 +557,7 @@ static void join_siblings(Fuse *f) {
     array_free(&readers);
 }
 
-/* ---- what is stored ------------------------------------------------------------------------
- */
+/* ---- what is stored ----------------------------------------------------------- */
 
 /* When a draft is expected to run: drafts run in the order of their positions. */
 static int32_t time_of(const Fuse *f, NodeId id) {
@@ -700,8 +694,7 @@ static void choose_stores(Fuse *f) {
     }
 }
 
-/* ---- groups --------------------------------------------------------------------------------
- */
+/* ---- groups ------------------------------------------------------------------- */
 
 static bool draft_stores(const Fuse *f, const Draft *draft) {
     for (NodeId id = draft->first; id >= 0; id = f->next_member[id])
@@ -738,8 +731,7 @@ static void make_groups(Fuse *f) {
     }
 }
 
-/* ---- direct writes -------------------------------------------------------------------------
- */
+/* ---- direct writes ------------------------------------------------------------ */
 
 enum { MAX_DIRECT_WORK = 100000000 };
 
@@ -757,7 +749,7 @@ typedef struct DirectWrites {
     int32_t *after;       /* by group: the groups that wait for it */
     ARRAY(int32_t) extra; /* pairs: reader of a state, group that overwrites it */
     bool extra_backward;  /* does one of them lead to a lower number? */
-    int64_t work;         /* steps of the search so far; a write that is not direct costs a copy */
+    int64_t work; /* steps of the search so far; a write that is not direct costs a copy */
 } DirectWrites;
 
 static void index_waiting(DirectWrites *d, Arena *arena) {
@@ -859,8 +851,7 @@ static void choose_direct_writes(Fuse *f) {
     array_free(&d.extra);
 }
 
-/* ---- the pass ------------------------------------------------------------------------------
- */
+/* ---- the pass ----------------------------------------------------------------- */
 
 /* Uses by nodes, and by writes, of every node. */
 static int32_t *count_uses(const Function *function) {

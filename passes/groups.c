@@ -1,8 +1,7 @@
 /* passes/groups.c: what a group reads and stores, and what must run before it. */
 #include "passes/passes.h"
 
-/* ---- states --------------------------------------------------------------------------------
- */
+/* ---- states ------------------------------------------------------------------- */
 
 bool states_overlap(const Module *module, StateId a, StateId b) {
     if (a == b)
@@ -11,12 +10,11 @@ bool states_overlap(const Module *module, StateId a, StateId b) {
     if (x->role != y->role || x->number != y->number || !(x->flat || y->flat) ||
         x->offset < 0 || y->offset < 0)
         return false;
-    return x->offset < y->offset + type_elements(module, state_type(y)) &&
-           y->offset < x->offset + type_elements(module, state_type(x));
+    const State *low = x->offset <= y->offset ? x : y, *high = low == x ? y : x;
+    return high->offset - low->offset < type_elements(module, state_type(low));
 }
 
-/* ---- reads ---------------------------------------------------------------------------------
- */
+/* ---- reads -------------------------------------------------------------------- */
 
 /* Finds what lies in memory under the nodes that one group computes. */
 typedef struct Walk {
@@ -105,8 +103,7 @@ static void collect_reads(const Function *function, Arena *arena, GroupGraph *gr
     free(walk.seen);
 }
 
-/* ---- order ---------------------------------------------------------------------------------
- */
+/* ---- order -------------------------------------------------------------------- */
 
 typedef struct GroupEdge {
     int32_t after, before;
@@ -221,8 +218,7 @@ GroupGraph group_graph(const Function *function, Arena *arena) {
     return graph;
 }
 
-/* ---- in place ------------------------------------------------------------------------------
- */
+/* ---- in place ----------------------------------------------------------------- */
 
 static bool same_memory(const Function *function, NodeId a, NodeId b) {
     const Node *x = node_at(function, a), *y = node_at(function, b);

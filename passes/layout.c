@@ -30,8 +30,7 @@ typedef struct Layout {
 
 } Layout;
 
-/* ---- orders --------------------------------------------------------------------------------
- */
+/* ---- orders ------------------------------------------------------------------- */
 
 static int order_find(const Order *order, AxisId axis) {
     for (int i = 0; i < order->count; i++)
@@ -109,8 +108,7 @@ static void set_order(Function *function, NodeId id, const Order *order) {
     memcpy(node->placement.order, order->axes, sizeof order->axes);
 }
 
-/* ---- states --------------------------------------------------------------------------------
- */
+/* ---- states ------------------------------------------------------------------- */
 
 /* Enters the axis along which a gather picks rows of a state. */
 static void note_gather(const Function *function, const Node *gather, int *rows) {
@@ -151,8 +149,7 @@ static void order_states(Module *module) {
     free(rows);
 }
 
-/* ---- what consumers want -------------------------------------------------------------------
- */
+/* ---- what consumers want ------------------------------------------------------ */
 
 static void index_uses(Layout *l) {
     const Function *old = l->old;
@@ -250,8 +247,7 @@ static void gather_for_merge(const Layout *l, NodeId id, Order *order) {
     }
 }
 
-/* ---- the order of a node -------------------------------------------------------------------
- */
+/* ---- the order of a node ------------------------------------------------------ */
 
 static bool is_sample_axis(const Module *module, AxisId axis) {
     for (int64_t i = 0; i < module->inputs.count; i++)
@@ -501,8 +497,7 @@ static void assign_order(Layout *l, NodeId old_id, NodeId id) {
     fresh->nodes.data[id].placement.stored = node_can_be_stored(node);
 }
 
-/* ---- copies --------------------------------------------------------------------------------
- */
+/* ---- copies ------------------------------------------------------------------- */
 
 static Builder builder_at(Layout *l, const Node *node) {
     Builder b = builder(l->rebuild.fresh);
@@ -538,8 +533,7 @@ static NodeId in_memory(Layout *l, NodeId id, bool dense) {
     return put_copy(l, id, &order);
 }
 
-/* ---- dots ----------------------------------------------------------------------------------
- */
+/* ---- dots --------------------------------------------------------------------- */
 
 /* A dot without summed axes, or whose operands have the same axes, is no matrix product. */
 static bool is_elementwise(const Layout *l, const Node *dot) {
@@ -641,8 +635,7 @@ static void visit_dot(Layout *l, NodeId id) {
     l->rebuild.map[id] = l->forced[id] && !as_wanted ? put_copy(l, dot, &wanted) : dot;
 }
 
-/* ---- writes --------------------------------------------------------------------------------
- */
+/* ---- writes ------------------------------------------------------------------- */
 
 NodeId write_source(const Function *function, NodeId value) {
     const Node *node = node_at(function, value);
@@ -810,8 +803,7 @@ static void rewrite_writes(Layout *l) {
     }
 }
 
-/* ---- the pass ------------------------------------------------------------------------------
- */
+/* ---- the pass ----------------------------------------------------------------- */
 
 /* Merges stand above memory whose parts are neighbours. */
 static void visit_merge(Layout *l, NodeId id) {

@@ -40,7 +40,7 @@ static int64_t value_bytes(const Function *function, NodeId id) {
     return type_elements(function->module, node->type) * dtype_bytes(node->type.dtype);
 }
 
-/* ---- lifetimes ------------------------------------------------------------------- */
+/* ---- lifetimes ---------------------------------------------------------------- */
 
 static void find_last_reads(Lifetimes *l) {
     const Function *function = l->function;
@@ -52,7 +52,7 @@ static void find_last_reads(Lifetimes *l) {
                 l->last_read[l->graph.reads[i]] = g;
     for (int64_t i = 0; i < function->writes.count; i++) {
         NodeId source = write_source(function, function->writes.data[i].value);
-        if (!function->writes.data[i].direct)
+        if (source >= 0 && !function->writes.data[i].direct)
             l->last_read[source] = (int32_t)function->groups.count;
     }
 }
@@ -136,7 +136,7 @@ static int64_t peak_of_live_bytes(const Lifetimes *l) {
     return peak;
 }
 
-/* ---- packing --------------------------------------------------------------------- */
+/* ---- packing ------------------------------------------------------------------ */
 
 static int64_t duration(const Buffer *buffer) {
     return buffer->end - buffer->begin + 1;
@@ -226,7 +226,7 @@ static int64_t pack(BufferList *buffers, int (*compare)(const void *, const void
     return size;
 }
 
-/* ---- packing in the order of time ------------------------------------------------ */
+/* ---- packing in the order of time --------------------------------------------- */
 
 /* Free memory below the top, ascending by offset; neighbours are joined. */
 typedef struct Gap {
@@ -343,7 +343,7 @@ static int64_t place_apart(BufferList *buffers) {
     return size;
 }
 
-/* ---- the pass -------------------------------------------------------------------- */
+/* ---- the pass ----------------------------------------------------------------- */
 
 static void place_function(Function *function, bool no_reuse) {
     Arena *arena = arena_new();
@@ -386,7 +386,12 @@ bool pass_memory(PassContext *context) {
     return true;
 }
 
-/* ---- the memory table ------------------------------------------------------------ */
+/* ---- the memory table --------------------------------------------------------- */
+
+static int64_t add_or_stay(int64_t a, int64_t b) { /* at the largest number */
+    int64_t sum;
+    return __builtin_add_overflow(a, b, &sum) ? INT64_MAX : sum;
+}
 
 /* Bytes of the slab of one role: to the end of its last state. */
 static int64_t slab_bytes(const Module *module, Role role) {
@@ -399,14 +404,14 @@ static int64_t slab_bytes(const Module *module, Role role) {
         const State *state = &module->states.data[i];
         if (state->role != role || state->flat)
             continue;
-        int64_t elements = type_elements(module, state_type(state));
         int64_t *end = &ends[state->number];
         int64_t begin = state->offset >= 0 ? state->offset : *end;
-        if (begin + elements > *end)
-            *end = begin + elements;
+        int64_t own_end = add_or_stay(begin, type_elements(module, state_type(state)));
+        *end = own_end > *end ? own_end : *end;
     }
     for (int64_t i = 0; i < numbers; i++)
-        total += ends[i] * dtype_bytes(TYPE_F32);
+        total = add_or_stay(total, ends[i] > INT64_MAX / 4 ? INT64_MAX
+                                                           : ends[i] * dtype_bytes(TYPE_F32));
     free(ends);
     return total;
 }
@@ -470,6 +475,9 @@ MemoryTable memory_table(const Module *module) {
         arena_free(arena);
     }
     table.workspace = table.arena - table.kept_activations;
-    table.peak = table.weights + table.gradients + table.optimizer + table.tables + table.arena;
+    const int64_t parts[] = {table.weights, table.gradients, table.optimizer, table.tables,
+                             table.arena};
+    for (int i = 0; i < COUNT_OF(parts); i++)
+        table.peak = add_or_stay(table.peak, parts[i]);
     return table;
 }

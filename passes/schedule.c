@@ -59,9 +59,12 @@ static Candidate heap_pop(Heap *heap) {
     return least;
 }
 
+/* Cut off where sums of it could overflow: such values are refused by the memory pass. */
 static int64_t bytes_of(const Function *function, NodeId id) {
+    const int64_t limit = INT64_MAX / MAX_NODES / 2;
     const Node *node = node_at(function, id);
-    return type_elements(function->module, node->type) * dtype_bytes(node->type.dtype);
+    int64_t elements = type_elements(function->module, node->type);
+    return elements > limit / 8 ? limit : elements * dtype_bytes(node->type.dtype);
 }
 
 static bool is_arena_value(const Function *function, NodeId id) {
@@ -107,9 +110,11 @@ static void index_graph(Schedule *s, Arena *arena) {
 
 /* Values that are copied to a state at the end live on. */
 static void pin_copied_values(Schedule *s) {
-    for (int64_t i = 0; i < s->function->writes.count; i++)
-        if (!s->function->writes.data[i].direct)
-            s->left[write_source(s->function, s->function->writes.data[i].value)]++;
+    for (int64_t i = 0; i < s->function->writes.count; i++) {
+        NodeId source = write_source(s->function, s->function->writes.data[i].value);
+        if (source >= 0 && !s->function->writes.data[i].direct)
+            s->left[source]++;
+    }
 }
 
 static void measure_growth(Schedule *s) {
@@ -207,7 +212,27 @@ static void renumber(Function *function, const int32_t *new_number, Arena *arena
     }
 }
 
-static void schedule_function(Function *function) {
+/* Runs all groups; false when some wait for each other, which only a text by hand can ask for.
+ */
+static bool place_groups(Schedule *s, int32_t *new_number) {
+    int32_t groups = (int32_t)s->function->groups.count, waiting[2] = {0, 0};
+    for (int32_t g = 0; g < groups; g++) {
+        waiting[s->late[g]]++;
+        if (s->waits[g] == 0)
+            enter(s, g);
+    }
+    for (int32_t place = 0; place < groups; place++) {
+        int32_t group = pick(s, waiting);
+        if (group < 0)
+            return false;
+        new_number[group] = place;
+        waiting[s->late[group]]--;
+        run_group(s, group);
+    }
+    return true;
+}
+
+static bool schedule_function(Function *function) {
     Arena *arena = arena_new();
     size_t groups = (size_t)function->groups.count, nodes = (size_t)function->nodes.count;
     Schedule s = {.function = function,
@@ -222,29 +247,26 @@ static void schedule_function(Function *function) {
     spread_late(&s);
     pin_copied_values(&s);
     measure_growth(&s);
-    int32_t waiting[2] = {0, 0};
-    for (int32_t g = 0; g < (int32_t)groups; g++) {
-        waiting[s.late[g]]++;
-        if (s.waits[g] == 0)
-            enter(&s, g);
-    }
     int32_t *new_number = arena_alloc_array(arena, groups, sizeof *new_number);
-    for (int32_t place = 0; place < (int32_t)groups; place++) {
-        int32_t group = pick(&s, waiting);
-        INTERNAL_CHECK(group >= 0); /* else groups wait for each other */
-        new_number[group] = place;
-        waiting[s.late[group]]--;
-        run_group(&s, group);
-    }
-    renumber(function, new_number, arena);
+    bool done = place_groups(&s, new_number);
+    if (done)
+        renumber(function, new_number, arena);
     array_free(&s.by_growth);
     array_free(&s.by_number[0]);
     array_free(&s.by_number[1]);
     arena_free(arena);
+    return done;
 }
 
 bool pass_schedule(PassContext *context) {
-    for (int64_t i = 0; i < context->module->functions.count; i++)
-        schedule_function(context->module->functions.data[i]);
+    for (int64_t i = 0; i < context->module->functions.count; i++) {
+        if (schedule_function(context->module->functions.data[i]))
+            continue;
+        error_in_file(context->diagnostics, "schedule",
+                      "groups of function `%s` wait for each other: for values, or to read a "
+                      "state before it is overwritten",
+                      context->module->functions.data[i]->name);
+        return false;
+    }
     return true;
 }

@@ -9,13 +9,19 @@ static int64_t axis_size(const Function *function, AxisId axis) {
     return function->module->axes.data[axis].size;
 }
 
+/* Strides of values too large to be stored stay at the largest number. */
+static int64_t times(int64_t stride, int64_t size) {
+    int64_t product;
+    return __builtin_mul_overflow(stride, size, &product) ? INT64_MAX : product;
+}
+
 static View dense_view(const Module *module, const AxisId *order, int count) {
     View view = {.root = -1, .count = count};
     int64_t stride = 1;
     for (int i = count - 1; i >= 0; i--) {
         view.axes[i] = order[i];
         view.strides[i] = stride;
-        stride *= module->axes.data[order[i]].size;
+        stride = times(stride, module->axes.data[order[i]].size);
     }
     return view;
 }
@@ -69,7 +75,7 @@ static void view_split(const Function *function, const Attr *attr, View *view) {
     view_remove(view, attr->from[0]);
     for (int i = attr->to_count - 1; i >= 0; i--) {
         view_add(view, attr->to[i], stride);
-        stride *= axis_size(function, attr->to[i]);
+        stride = times(stride, axis_size(function, attr->to[i]));
     }
 }
 
@@ -94,7 +100,7 @@ static bool view_merge(const Function *function, const Attr *attr, View *view) {
         if (unit && stride != expected)
             return false;
         unit = unit ? unit : stride;
-        expected = stride * size;
+        expected = times(stride, size);
     }
     if (!broadcast)
         view_add(view, attr->to[0], unit ? unit : 1);
@@ -116,7 +122,7 @@ bool view_through(const Function *function, NodeId node, View *view) {
     case OP_MERGE:
         return view_merge(function, attr, view);
     case OP_PICK:
-        view->base += attr->integer * view_stride(view, attr->from[0]);
+        view->base += times(view_stride(view, attr->from[0]), attr->integer);
         view_remove(view, attr->from[0]);
         return true;
     case OP_EXPAND:
@@ -153,8 +159,7 @@ bool view_of(const Function *function, NodeId node, View *view) {
     return found;
 }
 
-/* ---- products ------------------------------------------------------------------------------
- */
+/* ---- products ----------------------------------------------------------------- */
 
 /* A loop of a product, with its stride in each operand: 0 the first input, 1 the second, 2 the
  * result.  A *class* is the loops that run over the same operands: batch all three, M the first
@@ -182,7 +187,7 @@ static void class_add(LoopClass *class, int lead, Loop loop) {
 
 static bool loops_join(const Loop *outer, const Loop *inner) {
     for (int i = 0; i < 3; i++)
-        if (outer->stride[i] != inner->stride[i] * inner->extent)
+        if (outer->stride[i] != times(inner->stride[i], inner->extent))
             return false;
     return true;
 }
@@ -193,7 +198,8 @@ static void class_merge(LoopClass *class) {
         for (int inner = 0; inner < class->count; inner++) {
             if (inner == outer || !loops_join(&class->loops[outer], &class->loops[inner]))
                 continue;
-            class->loops[inner].extent *= class->loops[outer].extent;
+            class->loops[inner].extent =
+                times(class->loops[inner].extent, class->loops[outer].extent);
             class->count--;
             for (int i = outer; i < class->count; i++)
                 class->loops[i] = class->loops[i + 1];

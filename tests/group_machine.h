@@ -83,8 +83,7 @@ static Index index_zero(const AxisId *axes, int count) {
     return index;
 }
 
-/* ---- memory --------------------------------------------------------------------------------
- */
+/* ---- memory ------------------------------------------------------------------- */
 
 static bool machine_has_memory(const Machine *m, NodeId id) {
     const Node *node = node_at(m->function, id);
@@ -130,8 +129,7 @@ static double machine_load(Machine *m, const View *view, const Index *index) {
     return machine_interpreted(m, view->root, &at);
 }
 
-/* ---- values --------------------------------------------------------------------------------
- */
+/* ---- values ------------------------------------------------------------------- */
 
 static double machine_round(double x, DataType dtype) {
     (void)dtype; /* the interpreter does not round either */
@@ -366,8 +364,7 @@ static double machine_value(Machine *m, NodeId id, const Index *index) {
     return memo_slot(m, key)->value;
 }
 
-/* ---- groups --------------------------------------------------------------------------------
- */
+/* ---- groups ------------------------------------------------------------------- */
 
 typedef struct Pending {
     double *slot, value;

@@ -12,8 +12,7 @@
 #include "tests/graph_fuzz.h"
 #include "tests/group_machine.h"
 
-/* ---- running -------------------------------------------------------------------------------
- */
+/* ---- running ------------------------------------------------------------------ */
 
 static const double scalars[] = {3, 7, 11}; /* step, seed, sample0 */
 
@@ -175,8 +174,7 @@ static void assert_same_bits(const Module *module, const Memory *a, const Memory
     }
 }
 
-/* ---- random graphs -------------------------------------------------------------------------
- */
+/* ---- random graphs ------------------------------------------------------------ */
 
 static Module *fuzz_with_gradients(uint64_t seed) {
     Module *module = fuzz_module(seed, 40);
@@ -222,8 +220,7 @@ static void random_graphs(void **state) {
         check_random_graph(seed);
 }
 
-/* ---- models --------------------------------------------------------------------------------
- */
+/* ---- models ------------------------------------------------------------------- */
 
 static const Define small_sizes[] = {{"B", "2"}, {"S", "4"}, {"L", "2"},  {"D", "8"},
                                      {"H", "4"}, {"F", "6"}, {"V", "11"}, {"MASK", "10"}};
@@ -405,8 +402,7 @@ static void time_of_passes(void **state) {
     diagnostics_free(diagnostics);
 }
 
-/* ---- products ------------------------------------------------------------------------------
- */
+/* ---- products ----------------------------------------------------------------- */
 
 /* A dot of two states and a result, of random axes, sizes and orders. */
 typedef struct RandomDot {
