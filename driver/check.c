@@ -92,6 +92,37 @@ static void print_table(const Options *options, const Compilation *compilation,
            figures->dots, figures->copies);
 }
 
+static void append_axes(const Module *module, const AxisId *axes, int count, Text *out) {
+    for (int i = 0; i < count; i++)
+        text_printf(out, "%s%s", i ? "," : "", module->axes.data[axes[i]].name);
+}
+
+/* Every parameter: path, axes as declared, elements. */
+static void print_parameters(const Module *module, bool json) {
+    for (int64_t i = 0; i < module->states.count; i++) {
+        const State *state = &module->states.data[i];
+        if (state->role != ROLE_WEIGHT || state->flat)
+            continue;
+        Text axes = {0};
+        text_puts(&axes, "[");
+        append_axes(module, state->in, state->in_count, &axes);
+        text_puts(&axes, state->in_count && state->out_count ? " -> " : "");
+        append_axes(module, state->out, state->out_count, &axes);
+        text_puts(&axes, "]");
+        int64_t elements = type_elements(module, state_type(state));
+        char buffer[32];
+        if (json)
+            printf("{\"parameter\": \"%s\", \"axes\": \"%s\", \"elements\": %lld, "
+                   "\"low_rank\": %s}\n",
+                   state->path, text_string(&axes), (long long)elements,
+                   state->low_rank ? "true" : "false");
+        else
+            printf("  %-36s %-20s %15s%s\n", state->path, text_string(&axes),
+                   with_commas(elements, buffer), state->low_rank ? "  low rank" : "");
+        text_free(&axes);
+    }
+}
+
 int run_check_command(Options *options) {
     Compiled compiled;
     if (!compile(&compiled, options, NULL, true)) {
@@ -103,6 +134,8 @@ int run_check_command(Options *options) {
         print_json(&figures);
     else
         print_table(options, compiled.compilation, &figures);
+    if (options->list_parameters)
+        print_parameters(compiled.compilation->module, options->json);
     compiled_free(&compiled);
     return 0;
 }

@@ -34,7 +34,7 @@ typedef struct Options {
     bool their_names;        /* --names hf */
     SampleOrder order;
     int64_t steps;           /* 0: the recipe's */
-    bool json, dot, check_only;
+    bool json, dot, check_only, list_parameters;
     bool no_fuse, no_reuse, poison, check_nan;
 } Options;
 

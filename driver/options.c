@@ -9,7 +9,7 @@
 typedef enum OptionKind {
     TAKES_NOTHING, /* sets a bool */
     TAKES_TEXT,
-    TAKES_COUNT,   /* an integer >= 0 into an int64_t */
+    TAKES_COUNT,   /* an integer from 1 on, into an int64_t */
     TAKES_CUSTOM   /* parsed by a function */
 } OptionKind;
 
@@ -125,6 +125,8 @@ static const Option option_list[] = {
      "a recipe, by NAME or FILE:NAME; without it AdamW at a constant rate, batch = B"},
     {"-D", "X=V", TAKES_CUSTOM, BY(parse_define), MODELS,
      "a dim or flag of model or plan, a value of the recipe"},
+    {"--params", NULL, TAKES_NOTHING, AT(list_parameters), " check ",
+     "list every parameter: its path, axes and number of elements"},
     {"--precision", "f32", TAKES_CUSTOM, BY(parse_precision), MODELS, "the precision of products"},
     {"--device", "cpu|interpreter", TAKES_CUSTOM, BY(parse_device), MODELS " eval ",
      "where to run; the interpreter computes in double precision"},
@@ -195,9 +197,9 @@ static bool store_option(Options *options, const Option *option, const char *val
         *(const char **)(void *)field = value;
         return true;
     case TAKES_COUNT:
-        if (parse_count(value, (int64_t *)(void *)field))
+        if (parse_count(value, (int64_t *)(void *)field) && *(int64_t *)(void *)field > 0)
             return true;
-        fprintf(stderr, "colac: %s takes a number from 0 on, not `%s`\n", option->name, value);
+        fprintf(stderr, "colac: %s takes a number from 1 on, not `%s`\n", option->name, value);
         return false;
     case TAKES_CUSTOM:
         return option->parse(options, value);

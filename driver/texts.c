@@ -40,14 +40,14 @@ static bool replace_file(const char *path, const Text *text, Diagnostics *diagno
     return done;
 }
 
-/* One text of `colac fmt`.  `-` goes from standard input to standard output. */
-static void format_file(const Options *options, const char *path, Diagnostics *diagnostics) {
+/* One text of `colac fmt`.  `-` goes from standard input to standard output.  The exit code. */
+static int format_file(const Options *options, const char *path, Diagnostics *diagnostics) {
     bool stream = !strcmp(path, "-");
     Source source = {.name = stream ? "standard input" : path};
     char *bytes = read_file(stream ? "/dev/stdin" : path, (size_t)100 << 20, &source.length);
     if (!bytes) {
         error_in_file(diagnostics, source.name, "cannot be read: %s", strerror(errno));
-        return;
+        return finish(diagnostics);
     }
     source.text = bytes;
     Text text = {0};
@@ -61,18 +61,17 @@ static void format_file(const Options *options, const char *path, Diagnostics *d
         else if (!same)
             replace_file(path, &text, diagnostics);
     }
-    diagnostics_print(diagnostics, stderr);
+    int code = finish(diagnostics); /* before the text that they point into goes */
     text_free(&text);
     free(bytes);
+    return code;
 }
 
 int run_fmt_command(Options *options) {
     int code = 0;
     for (int i = 0; i < options->file_count; i++) {
         Diagnostics *diagnostics = diagnostics_new();
-        format_file(options, options->files[i], diagnostics);
-        code |= diagnostics_errors(diagnostics) ? 1 : 0;
-        code |= finish(diagnostics);
+        code |= format_file(options, options->files[i], diagnostics);
         diagnostics_free(diagnostics);
     }
     return code;

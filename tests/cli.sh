@@ -31,8 +31,8 @@ expect 2 '\-\-data PATH is needed' "$COLAC" train $llama --out y
 expect 2 'did you mean `fuse`' "$COLAC" ir $llama --stage fuze
 # the input is wrong
 expect 1 '^none.cola:1:1: error' "$COLAC" check none.cola
-expect 1 'did you mean 60m' "$COLAC" check $llama --preset 60n
-expect 1 'did you mean cola' "$COLAC" check $llama --plan colla
+expect 1 'did you mean `60m`' "$COLAC" check $llama --preset 60n
+expect 1 'did you mean `cola`' "$COLAC" check $llama --plan colla
 expect 1 'error' "$COLAC" check $llama -D Q=3
 expect 1 'error' "$COLAC" check $llama -D H=7
 expect 1 '^none:1:1: error' "$COLAC" train $llama --preset nano --data none --out "$work/run"
@@ -47,6 +47,8 @@ expect 1 '^none.safetensors:1:1: error' "$COLAC" grad $llama --weights none.safe
 expect 1 'embed' "$COLAC" grad $llama --weights tests/oracle/llama_full/init.safetensors --data tests/oracle/gpt2/tokens.bin -o "$work/g.safetensors" --preset nano
 # no compiler on the machine
 expect 1 'apt-get install' env CC=/no/such/cc PATH=/nonexistent COLAC_CACHE="$work/cache" "$COLAC" profile $llama --preset nano -D L=1 -D S=16 -D B=1
+expect 2 'from 1 on' "$COLAC" train $llama --data x --out y --steps 0
+expect 0 'layer\[7\].ffn.down.B *\[R -> D\] *65,536  low rank' "$COLAC" check $llama --preset 60m --plan cola --params
 # JSON of check, and figures that the paper's sizes give
 expect 0 '"params":58073600[^0-9]' "$COLAC" check $llama --preset 60m --json
 expect 0 '"params":42770944[^0-9]' "$COLAC" check $llama --preset 60m --plan cola --json
@@ -56,6 +58,12 @@ for key in params params_low_rank flops_per_token forward backward recompute hea
 done
 # the canonical layout
 expect 0 '' "$COLAC" fmt --check models/*.cola frontend/std.cola
+printf 'dim   D=3\n' >"$work/loose.cola"
+printf 'dim D = = 3\n' >"$work/broken.cola"
+expect 1 'is not in canonical layout' "$COLAC" fmt --check "$work/loose.cola"
+expect 1 'broken.cola:1:9: error' "$COLAC" fmt "$work/broken.cola"
+expect 0 '' "$COLAC" fmt "$work/loose.cola"
+expect 0 '' "$COLAC" fmt --check "$work/loose.cola"
 # IR text: print, parse, print is the identity at every stage of every model
 for model in llama gpt2 bert mlp; do
     for stage in expand simplify factorize autodiff update layout fuse schedule memory; do
