@@ -142,6 +142,9 @@ void diagnostics_print(Diagnostics *diagnostics, FILE *stream);
 void span_position(Span span, int *line, int *column);
 Span span_join(Span a, Span b); /* from the first's beginning to the second's end */
 
+/* The user's fault where nothing can be returned, like memory that runs out: prints one error at
+ * the place and exits 1. */
+_Noreturn void refuse_at(Span span, const char *format, ...) PRINTF_LIKE(2, 3);
 /* Our bug: prints place and message, asks for a report, exits 3. */
 _Noreturn void internal_error_at(const char *file, int line, const char *format, ...)
     PRINTF_LIKE(3, 4);

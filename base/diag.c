@@ -38,8 +38,7 @@ struct Diagnostics {
     Diagnostic overflow; /* takes the notes of errors past the limit; never printed */
 };
 
-/* ---- recording
- * ------------------------------------------------------------------------------- */
+/* ---- recording ------------------------------------------------------------------- */
 
 Diagnostics *diagnostics_new(void) {
     Diagnostics *diagnostics = checked_alloc(sizeof *diagnostics);
@@ -182,8 +181,7 @@ void help(Diagnostic *diagnostic, const char *format, ...) {
     add_note(diagnostic, (Note){.is_help = true, .message = message});
 }
 
-/* ---- places
- * ------------------------------------------------------------------------------------ */
+/* ---- places ---------------------------------------------------------------------- */
 
 /* Length of the code point at `p`; 1 for a byte that starts no valid one, so that any bytes can
  * be stepped over.  `valid` says which. */
@@ -246,8 +244,7 @@ Span span_join(Span a, Span b) {
                   a.end > b.end ? a.end : b.end};
 }
 
-/* ---- printing
- * ---------------------------------------------------------------------------------- */
+/* ---- printing -------------------------------------------------------------------- */
 
 /* Steps over the code point at *p; what it prints takes exactly one column (a tab: a tab). */
 static void print_code_point(FILE *stream, const char **p, const char *end) {
@@ -342,8 +339,18 @@ void diagnostics_print(Diagnostics *diagnostics, FILE *stream) {
     diagnostics->errors = diagnostics->errors_recorded = diagnostics->warnings_recorded = 0;
 }
 
-/* ---- our own faults
- * ------------------------------------------------------------------------------ */
+/* ---- ends of the process ------------------------------------------------------------- */
+
+_Noreturn void refuse_at(Span span, const char *format, ...) {
+    Diagnostics *diagnostics = diagnostics_new();
+    va_list args;
+    va_start(args, format);
+    const char *message = format_message(diagnostics->arena, format, args);
+    va_end(args);
+    record(diagnostics, (Diagnostic){.name = span_name(span), .span = span, .message = message});
+    diagnostics_print(diagnostics, stderr);
+    exit(1);
+}
 
 _Noreturn void internal_error_at(const char *file, int line, const char *format, ...) {
     fprintf(stderr, "colac: internal error at %s:%d: ", file, line);

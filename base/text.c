@@ -5,8 +5,7 @@
 #include <errno.h>
 #include <xxhash.h>
 
-/* ---- growable strings ----------------------------------------------------------------------
- */
+/* ---- growable strings ------------------------------------------------------------ */
 
 /* Room for `more` bytes and the NUL after them. */
 static void text_reserve(Text *text, size_t more) {
@@ -60,8 +59,7 @@ const char *text_string(const Text *text) {
     return text->data ? text->data : "";
 }
 
-/* ---- maps from strings to integers
- * ----------------------------------------------------------- */
+/* ---- maps from strings to integers ----------------------------------------------- */
 
 struct StringMapEntry {
     char *key; /* NULL: the slot is free */
@@ -123,8 +121,7 @@ void string_map_free(StringMap *map) {
     *map = (StringMap){0};
 }
 
-/* ---- names that are nearly right
- * --------------------------------------------------------------- */
+/* ---- names that are nearly right ------------------------------------------------- */
 
 enum { LONGEST_COMPARED = 128 }; /* nobody mistypes one letter of a longer name */
 
@@ -177,8 +174,7 @@ const char *nearest_name(const char *name, const char *const *candidates, int co
     return nearest;
 }
 
-/* ---- whole files
- * ------------------------------------------------------------------------------ */
+/* ---- whole files ----------------------------------------------------------------- */
 
 char *read_file(const char *path, size_t limit, size_t *length) {
     FILE *file = fopen(path, "rb");

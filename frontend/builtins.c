@@ -63,7 +63,7 @@ static bool want_tensor(Expander *x, Frame *f, const Expr *e, Value value) {
 static bool want_graph(Expander *x, Frame *f, const Expr *e) {
     if (!f->compile_time)
         return true;
-    complain(x, f, e->span, "%s gives a tensor, and this must be known before the model runs",
+    complain(x, f, e->span, "`%s` gives a tensor, and this must be known before the model runs",
              e->name.text);
     return false;
 }
@@ -74,7 +74,7 @@ static Value fold_number(Expander *x, Frame *f, const Expr *e, const Builtin *bu
                          Number number) {
     double result = builtin->fold(number.real);
     if (isnan(result)) {
-        complain(x, f, e->span, "%s has no value: %s of %s", excerpt(x, e->span), builtin->name,
+        complain(x, f, e->span, "%s has no value: `%s` of %s", excerpt(x, e->span), builtin->name,
                  number_text(x, number));
         return poison;
     }
@@ -131,7 +131,7 @@ static bool reduced_axes(Expander *x, Frame *f, const Expr *e, Value value, Axis
     for (int i = 0; i < axes->count; i++)
         if (!type_has(type, axes->axes[i])) {
             Diagnostic *d = complain(x, f, e->groups->span,
-                                     "%s has no axis %s to go over: it "
+                                     "%s has no axis `%s` to go over: it "
                                      "has %s",
                                      excerpt(x, e->args->span), axis_name(x, axes->axes[i]),
                                      axes_text(x, type));
@@ -175,7 +175,7 @@ static Value apply_max(Expander *x, Frame *f, const Expr *e, const Builtin *buil
     Value values[MAX_ARGS];
     const Expr *operands[MAX_ARGS];
     if (e->groups) {
-        complain(x, f, e->span, "%s goes over axes of one tensor, or takes the %s of two",
+        complain(x, f, e->span, "`%s` goes over axes of one tensor, or takes the %s of two",
                  builtin->name, builtin->op == OP_MAXIMUM ? "larger" : "smaller");
         return poison;
     }
@@ -203,7 +203,7 @@ static bool want_summed(Expander *x, Frame *f, const Expr *e, const Expr *operan
         if (type_has(type, axes->axes[i]))
             continue;
         Diagnostic *d = complain(
-            x, f, e->span, "this dot sums over %s, which %s lacks: it has %s, and %s has %s",
+            x, f, e->span, "this dot sums over `%s`, which %s lacks: it has %s, and %s has %s",
             axis_name(x, axes->axes[i]), excerpt(x, operand->span), axes_text(x, type),
             excerpt(x, other->span), axes_text(x, other_type));
         explain_axis(x, d, axes->axes[i]);
@@ -254,15 +254,14 @@ static Value apply_dot(Expander *x, Frame *f, const Expr *e, const Builtin *buil
     return tensor_value(build_dot(&b, left, right, axes.axes, axes.count));
 }
 
-/* ---- positions and chance
- * -------------------------------------------------------------------- */
+/* ---- positions and chance -------------------------------------------------------- */
 
 static Value apply_index(Expander *x, Frame *f, const Expr *e, const Builtin *builtin) {
     AxisList axes = {0};
     if (!want_graph(x, f, e) || !axes_of_args(x, f, e->args, 1, &axes))
         return poison;
     if (axes.count != 1) {
-        complain(x, f, e->span, "%s gives positions along one axis, not %d", builtin->name,
+        complain(x, f, e->span, "`%s` gives positions along one axis, not %d", builtin->name,
                  axes.count);
         return poison;
     }
@@ -283,7 +282,7 @@ static bool site_number(Expander *x, Frame *f, const Expr *e, int64_t *site) {
         hash = hash_bytes(e->name.text, strlen(e->name.text), hash);
     } else {
         int64_t number;
-        if (!eval_whole(x, f, e, "the site of random", 0, &number))
+        if (!eval_whole(x, f, e, "the site of `random`", 0, &number))
             return false;
         hash = hash_bytes(&number, sizeof number, hash);
     }
@@ -297,12 +296,12 @@ static Value apply_random(Expander *x, Frame *f, const Expr *e, const Builtin *b
     if (!want_graph(x, f, e))
         return poison;
     if (f->optimizer) {
-        complain(x, f, e->span, "%s has no place in an optimizer", builtin->name);
+        complain(x, f, e->span, "`%s` has no place in an optimizer", builtin->name);
         return poison;
     }
     if (!e->groups) {
-        Diagnostic *d = complain(x, f, e->span, "random does not say which axes it has");
-        help(d, "write %s", builtin->form);
+        Diagnostic *d = complain(x, f, e->span, "`random` does not say which axes it has");
+        help(d, "write `%s`", builtin->form);
         return poison;
     }
     if (!site_number(x, f, e->args, &site) ||
@@ -324,7 +323,7 @@ static Value apply_bucket(Expander *x, Frame *f, const Expr *e, const Builtin *b
     if (!want_tensor(x, f, e->args, value) || !e->groups ||
         !axes_of_args(x, f, e->groups->args, e->groups->arg_count, &axes) || axes.count != 1) {
         if (value.kind == VALUE_TENSOR && axes.count != 1)
-            help(complain(x, f, e->span, "bucket wants one axis"), "write %s", builtin->form);
+            help(complain(x, f, e->span, "`bucket` wants one axis"), "write `%s`", builtin->form);
         return poison;
     }
     int64_t size = axis_size(x, axes.axes[0]);
@@ -332,7 +331,7 @@ static Value apply_bucket(Expander *x, Frame *f, const Expr *e, const Builtin *b
     if (!affordable(x, f, e->span, node_at(x->function, u)->type))
         return poison;
     if (size > 1 << 24) {
-        complain(x, f, e->span, "bucket tells at most 2^24 parts from each other");
+        complain(x, f, e->span, "`bucket` tells at most 2^24 parts from each other");
         return poison;
     }
     Builder b = builder_at(x, f, e->span);
@@ -343,8 +342,7 @@ static Value apply_bucket(Expander *x, Frame *f, const Expr *e, const Builtin *b
     return bounded_value(build_cast(&b, part, TYPE_I32), size, axes.axes[0]);
 }
 
-/* ---- stack and size
- * -------------------------------------------------------------------------- */
+/* ---- stack and size -------------------------------------------------------------- */
 
 static bool stack_part(Expander *x, Frame *f, const Expr *e, const Expr *first, Value value,
                        Type *all) {
@@ -358,7 +356,7 @@ static bool stack_part(Expander *x, Frame *f, const Expr *e, const Expr *first, 
     if (type_same_axes(*all, type))
         return true;
     Diagnostic *d = complain(x, f, e->span,
-                             "the parts of a stack have the same axes, and %s is "
+                             "the parts of a `stack` have the same axes, and %s is "
                              "%s where the first is %s",
                              excerpt(x, e->span), axes_text(x, type), axes_text(x, *all));
     explain_difference(x, d, *all, e, type);
@@ -369,13 +367,13 @@ static Value stack_along(Expander *x, Frame *f, const Expr *e, AxisId axis, cons
                          int count, Type type) {
     if (axis_size(x, axis) != count) {
         Diagnostic *d = complain(
-            x, f, e->span, "axis %s has %" PRId64 " positions, and %d part%s here",
+            x, f, e->span, "axis `%s` has %" PRId64 " positions, and %d part%s here",
             axis_name(x, axis), axis_size(x, axis), count, count == 1 ? " stands" : "s stand");
         explain_axis(x, d, axis);
         return poison;
     }
     if (type_has(type, axis)) {
-        complain(x, f, e->span, "the parts have axis %s already", axis_name(x, axis));
+        complain(x, f, e->span, "the parts have axis `%s` already", axis_name(x, axis));
         return poison;
     }
     if (!union_affordable(x, f, e->span, type, type_of(TYPE_F32, &axis, 1)))
@@ -388,7 +386,7 @@ static Value stack_along(Expander *x, Frame *f, const Expr *e, AxisId axis, cons
 static Value apply_stack(Expander *x, Frame *f, const Expr *e, const Builtin *builtin) {
     AxisList axes = {0};
     if (e->args->kind != EXPR_LABEL) {
-        help(complain(x, f, e->span, "stack does not say along which axis"), "write %s",
+        help(complain(x, f, e->span, "`stack` does not say along which axis"), "write `%s`",
              builtin->form);
         return poison;
     }
@@ -425,13 +423,12 @@ static Value apply_size(Expander *x, Frame *f, const Expr *e, const Builtin *bui
 
 static Value apply_axes(Expander *x, Frame *f, const Expr *e, const Builtin *builtin) {
     Diagnostic *d =
-        complain(x, f, e->span, "%s(…) is a list of axes, not a value", builtin->name);
-    help(d, "it stands where axes do, as in random(site; axes(x)) or size(axes(x))");
+        complain(x, f, e->span, "`%s(…)` is a list of axes, not a value", builtin->name);
+    help(d, "it stands where axes do, as in `random(site; axes(x))` or `size(axes(x))`");
     return poison;
 }
 
-/* ---- the table
- * ------------------------------------------------------------------------------- */
+/* ---- the table ------------------------------------------------------------------- */
 
 static double fold_sigmoid(double a) {
     return 1 / (1 + exp(-a));
@@ -497,14 +494,13 @@ Value eval_builtin(Expander *x, Frame *f, const Expr *e) {
         fits &= arg->kind != EXPR_NAMED;
     if (fits)
         return builtin->apply(x, f, e, builtin);
-    Diagnostic *d = complain(x, f, e->span, "%s is not how %s is written", excerpt(x, e->span),
+    Diagnostic *d = complain(x, f, e->span, "%s is not how `%s` is written", excerpt(x, e->span),
                              builtin->name);
-    help(d, "write %s", builtin->form);
+    help(d, "write `%s`", builtin->form);
     return poison;
 }
 
-/* ---- optimizers: element by element?
- * ---------------------------------------------------------- */
+/* ---- optimizers: element by element? --------------------------------------------- */
 
 typedef struct CrossWalk {
     const Expander *x;

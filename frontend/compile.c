@@ -31,13 +31,13 @@ static void index_item(Expander *x, const Item *item) {
     const char *name = item->name.text;
     int64_t at = string_map_get(&x->items_by_name, name, -1);
     if (is_builtin(name)) {
-        complain(x, NULL, item->name.span, "%s is a built-in function: choose another name",
+        complain(x, NULL, item->name.span, "`%s` is a built-in function: choose another name",
                  name);
         return;
     }
     for (int64_t i = at; i >= 0; i = x->items.data[i].earlier)
         if (x->items.data[i].item->span.source == item->span.source) {
-            Diagnostic *d = complain(x, NULL, item->name.span, "%s is already declared", name);
+            Diagnostic *d = complain(x, NULL, item->name.span, "`%s` is already declared", name);
             note_at(d, x->items.data[i].item->name.span, "it is declared here");
             return;
         }
@@ -45,34 +45,43 @@ static void index_item(Expander *x, const Item *item) {
     array_push(&x->items, ((ItemEntry){item, at}));
 }
 
-static void check_item_twins(Expander *x, const Item *item) {
-    const Item *other = x->texts->items;
-    while (other != item &&
-           (other->kind != item->kind || other->span.source != item->span.source ||
-            strcmp(other->name.text, item->name.text) != 0))
-        other = other->next;
-    if (other == item)
-        return;
-    Diagnostic *d =
-        complain(x, NULL, item->name.span, "%s is already declared", item->name.text);
-    note_at(d, other->name.span, "it is declared here");
-}
-
 static void index_items(Expander *x) {
-    for (const Item *item = x->texts->items; item; item = item->next) {
+    for (const Item *item = x->texts->items; item; item = item->next)
         if (item->kind == ITEM_BLOCK || item->kind == ITEM_FN || item->kind == ITEM_OPTIMIZER)
             index_item(x, item);
-        else if (item->kind == ITEM_PLAN || item->kind == ITEM_RECIPE)
-            check_item_twins(x, item);
-    }
 }
-
-/* ---- plans and recipes by name
- * --------------------------------------------------------------- */
 
 static const char *kind_name(ItemKind kind) {
-    return kind == ITEM_PLAN ? "plan" : kind == ITEM_RECIPE ? "recipe" : "model";
+    return kind == ITEM_PLAN     ? "plan"
+           : kind == ITEM_RECIPE ? "recipe"
+           : kind == ITEM_PRESET ? "preset"
+                                 : "model";
 }
+
+/* Plans, recipes and presets: one of a name in a text. */
+static void check_twins(Expander *x) {
+    StringMap known = {0};
+    ARRAY(const Item *) items = {0};
+    for (const Item *item = x->texts->items; item; item = item->next) {
+        if (item->kind != ITEM_PLAN && item->kind != ITEM_RECIPE && item->kind != ITEM_PRESET)
+            continue;
+        const char *key = arena_printf(x->arena, "%d %s %s", (int)item->kind, item->name.text,
+                                       item->span.source->name);
+        int64_t at = string_map_get(&known, key, -1);
+        if (at >= 0) {
+            Diagnostic *d = complain(x, NULL, item->name.span, "%s `%s` is already declared",
+                                     kind_name(item->kind), item->name.text);
+            note_at(d, items.data[at]->name.span, "it is declared here");
+            continue;
+        }
+        string_map_set(&known, key, items.count);
+        array_push(&items, item);
+    }
+    string_map_free(&known);
+    array_free(&items);
+}
+
+/* ---- plans and recipes by name --------------------------------------------------- */
 
 /* FILE:NAME; without a colon the file is NULL. */
 static const char *split_request(Expander *x, const char *request, const char **name) {
@@ -83,17 +92,17 @@ static const char *split_request(Expander *x, const char *request, const char **
 
 static void complain_no_item(Expander *x, ItemKind kind, const char *name, const char *where) {
     Diagnostic *d =
-        error_in_file(x->diagnostics, where, "no %s is named %s", kind_name(kind), name);
+        error_in_file(x->diagnostics, where, "no %s is named `%s`", kind_name(kind), name);
     ARRAY(const char *) names = {0};
     Text all = {0};
     for (const Item *item = x->texts->items; item; item = item->next)
         if (item->kind == kind) {
-            text_printf(&all, "%s%s", all.length ? ", " : "", item->name.text);
+            text_printf(&all, "%s`%s`", all.length ? ", " : "", item->name.text);
             array_push(&names, item->name.text);
         }
     const char *nearest = nearest_name(name, names.data, (int)names.count);
     if (nearest)
-        help(d, "did you mean %s?", nearest);
+        help(d, "did you mean `%s`?", nearest);
     if (all.length)
         help(d, "there is %s", text_string(&all));
     text_free(&all);
@@ -122,9 +131,10 @@ static void extend(Expander *x, const Item *item, Chain *chain, Chain *path) {
     for (int64_t i = 0; i < path->count; i++)
         if (path->data[i] == item) {
             const Item *last = path->data[path->count - 1];
-            complain(x, NULL, last->name.span, "%s %s extends itself%s%s",
-                     kind_name(item->kind), item->name.text, last == item ? "" : ", by way of ",
-                     last == item ? "" : last->name.text);
+            Diagnostic *d = complain(x, NULL, last->name.span, "%s `%s` extends itself",
+                                     kind_name(item->kind), item->name.text);
+            if (last != item)
+                note_at(d, item->name.span, "by way of `%s`", last->name.text);
             return;
         }
     for (int64_t i = 0; i < chain->count; i++)
@@ -141,7 +151,7 @@ static void extend(Expander *x, const Item *item, Chain *chain, Chain *path) {
             complain(x, NULL, name.span, "more than %d %ss extend each other", MAX_NESTING,
                      kind_name(item->kind));
         } else {
-            Diagnostic *d = complain(x, NULL, name.span, "no %s is named %s",
+            Diagnostic *d = complain(x, NULL, name.span, "no %s is named `%s`",
                                      kind_name(item->kind), name.text);
             ARRAY(const char *) names = {0};
             for (const Item *other = x->texts->items; other; other = other->next)
@@ -149,7 +159,7 @@ static void extend(Expander *x, const Item *item, Chain *chain, Chain *path) {
                     array_push(&names, other->name.text);
             const char *nearest = nearest_name(name.text, names.data, (int)names.count);
             if (nearest)
-                help(d, "did you mean %s?", nearest);
+                help(d, "did you mean `%s`?", nearest);
             array_free(&names);
         }
     }
@@ -163,8 +173,7 @@ void extension_chain(Expander *x, const Item *item, Chain *chain) {
     array_free(&path);
 }
 
-/* ---- the model
- * ------------------------------------------------------------------------------- */
+/* ---- the model ------------------------------------------------------------------- */
 
 static const Item *find_model(Expander *x) {
     const Item *model = NULL;
@@ -197,15 +206,14 @@ static void expand_model(Expander *x, const Item *model, int errors) {
     array_free(&root.spans);
     if (!x->minimized.source && !x->exhausted) {
         Diagnostic *d =
-            complain(x, NULL, model->name.span, "model %s minimizes nothing", model->name.text);
+            complain(x, NULL, model->name.span, "model `%s` minimizes nothing", model->name.text);
         help(d, "end it with `minimize mean(…)`");
     }
     if (x->module->inputs.count == 0 && error_count(x) == errors)
-        complain(x, NULL, model->name.span, "model %s has no input", model->name.text);
+        complain(x, NULL, model->name.span, "model `%s` has no input", model->name.text);
 }
 
-/* ---- what must hold of the result
- * ------------------------------------------------------------ */
+/* ---- what must hold of the result ------------------------------------------------ */
 
 /* Marks `nodes[id]` and all it is computed from.  Ids are topological. */
 static void mark_inputs(const Function *function, unsigned char *marked) {
@@ -242,8 +250,8 @@ static void check_weight_sum(Expander *x) {
         if (state) {
             Diagnostic *d =
                 complain(x, NULL, x->minimized,
-                         "what the loss is divided by depends on parameter %s", state->path);
-            note_at(d, state->span, "%s is declared here", state->path);
+                         "what the loss is divided by depends on parameter `%s`", state->path);
+            note_at(d, state->span, "`%s` is declared here", state->path);
             break;
         }
     }
@@ -259,7 +267,7 @@ static void warn_unread(Expander *x) {
     for (StateId s = 0; s < x->module->states.count; s++) {
         const State *state = &x->module->states.data[s];
         if (state->role == ROLE_WEIGHT && !read[s])
-            warning_at(x->diagnostics, state->span, "the loss does not depend on parameter %s",
+            warning_at(x->diagnostics, state->span, "the loss does not depend on parameter `%s`",
                        state->path);
     }
     free(live);
@@ -273,14 +281,14 @@ static void check_preset(Expander *x) {
     for (const Item *item = x->texts->items; item; item = item->next)
         if (item->kind == ITEM_PRESET)
             array_push(&names, item->name.text);
-    Diagnostic *d = error_in_file(x->diagnostics, x->request->path, "no preset is named %s",
+    Diagnostic *d = error_in_file(x->diagnostics, x->request->path, "no preset is named `%s`",
                                   x->request->preset);
     const char *nearest = nearest_name(x->request->preset, names.data, (int)names.count);
     if (nearest)
-        help(d, "did you mean %s?", nearest);
+        help(d, "did you mean `%s`?", nearest);
     Text all = {0};
     for (int64_t i = 0; i < names.count; i++)
-        text_printf(&all, "%s%s", i ? ", " : "", names.data[i]);
+        text_printf(&all, "%s`%s`", i ? ", " : "", names.data[i]);
     if (all.length)
         help(d, "there is %s", text_string(&all));
     text_free(&all);
@@ -302,8 +310,7 @@ static void note_sequences(Compilation *c) {
     c->positions = first->axis_count > 1 ? c->module->axes.data[first->axes[1]].size : 1;
 }
 
-/* ---- compile_model
- * --------------------------------------------------------------------------- */
+/* ---- compile_model --------------------------------------------------------------- */
 
 static Texts *load_texts(const Request *request, Diagnostics *diagnostics) {
     Texts *texts = texts_load(request->path, diagnostics);
@@ -325,6 +332,7 @@ static void compile(Expander *x) {
     if (!c->model)
         return;
     index_items(x);
+    check_twins(x);
     x->globals.owner = "the model";
     x->plan_dims.outer = x->recipe_dims.outer = &x->globals;
     parse_defines(x);

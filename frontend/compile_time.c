@@ -22,7 +22,7 @@ Dim *dim_new(Expander *x, const char *name, Span declared) {
 void table_add(Expander *x, DimTable *table, Dim *dim) {
     Dim *other = table_find(table, dim->name);
     if (other) {
-        Diagnostic *d = complain(x, NULL, dim->declared, "%s is already declared", dim->name);
+        Diagnostic *d = complain(x, NULL, dim->declared, "`%s` is already declared", dim->name);
         note_at(d, other->declared, "it is declared here%s%s", *other->owner ? ", by " : "",
                 other->owner);
         if (table != &x->globals)
@@ -73,21 +73,21 @@ static Number fit_number(Expander *x, const Dim *dim, Number number) {
     if (dim->is_flag && number.kind == NUMBER_INTEGER && (number.integer & ~INT64_C(1)) == 0)
         return number_bool(number.integer);
     Span place = dim->value ? dim->value->span : dim->set;
-    Diagnostic *d = complain(x, NULL, place, "%s is a %s, and %s is %s", dim->name,
+    Diagnostic *d = complain(x, NULL, place, "`%s` is a %s, and %s is %s", dim->name,
                              dim->is_flag ? "flag: true or false" : "dim: a number",
                              number_text(x, number), dim->is_flag ? "neither" : "none");
-    note_at(d, dim->declared, "%s is declared here", dim->name);
+    note_at(d, dim->declared, "`%s` is declared here", dim->name);
     return (Number){0};
 }
 
 static void complain_cycle(Expander *x, const Dim *dim) {
-    Diagnostic *d = complain(x, NULL, dim->declared, "%s depends on itself", dim->name);
+    Diagnostic *d = complain(x, NULL, dim->declared, "`%s` depends on itself", dim->name);
     const DimTable *tables[] = {&x->globals, &x->plan_dims, &x->recipe_dims};
     for (int t = 0; t < COUNT_OF(tables); t++)
         for (int64_t i = 0; i < tables[t]->dims.count; i++) {
             const Dim *other = tables[t]->dims.data[i];
             if (other->state == SETTLING && other != dim)
-                note_at(d, other->set, "by way of %s", other->name);
+                note_at(d, other->set, "by way of `%s`", other->name);
         }
 }
 
@@ -119,7 +119,7 @@ int32_t dim_axis(Expander *x, Dim *dim, Span use) {
     if (number.kind == NUMBER_POISON)
         return -1;
     if (number.kind == NUMBER_BOOL || !number_whole(number, &size) || size < 1) {
-        Diagnostic *d = complain(x, NULL, use, "%s is %s, which is no size of an axis",
+        Diagnostic *d = complain(x, NULL, use, "`%s` is %s, which is no size of an axis",
                                  dim->name, number_text(x, number));
         explain_dim(x, d, dim);
         help(d, "a size is a whole number from 1 on");
@@ -127,8 +127,8 @@ int32_t dim_axis(Expander *x, Dim *dim, Span use) {
     }
     if (size > MAX_ELEMENTS || x->module->axes.count >= MAX_MODULE_AXES - AXIS_RESERVE) {
         Diagnostic *d = complain(x, NULL, use,
-                                 size > MAX_ELEMENTS ? "axis %s has more than 2^60 elements"
-                                                     : "%s would be one axis too many",
+                                 size > MAX_ELEMENTS ? "axis `%s` has more than 2^60 elements"
+                                                     : "`%s` would be one axis too many",
                                  dim->name);
         explain_dim(x, d, dim);
         return -1;
@@ -163,7 +163,7 @@ void apply_preset(Expander *x, const Preset *preset, DimTable *table, const char
         Dim *dim = table_own(table, s->name.text);
         if (!dim) {
             Diagnostic *d = complain(x, NULL, s->name.span,
-                                     "preset %s sets %s, which is no dim or flag of %s",
+                                     "preset `%s` sets `%s`, which is no dim or flag of %s",
                                      preset->name.text, s->name.text, owner);
             const char *nearest = nearest_in(table, s->name.text);
             if (table_find(table, s->name.text))
@@ -172,7 +172,7 @@ void apply_preset(Expander *x, const Preset *preset, DimTable *table, const char
                      "write `set %s = …`",
                      s->name.text);
             else if (nearest)
-                help(d, "did you mean %s?", nearest);
+                help(d, "did you mean `%s`?", nearest);
         } else if (selected) {
             dim_set(dim, SET_PRESET, preset->name.text, s->name.span, s->value, table);
         }
@@ -189,27 +189,14 @@ static void declare_global(Expander *x, const Statement *s) {
     }
 }
 
-static void check_preset_twins(Expander *x, const Item *item) {
-    for (const Item *other = x->texts->items; other != item; other = other->next)
-        if (other->kind == ITEM_PRESET && other->span.source == item->span.source &&
-            strcmp(other->name.text, item->name.text) == 0) {
-            Diagnostic *d = complain(x, NULL, item->name.span, "preset %s is already given",
-                                     item->name.text);
-            note_at(d, other->name.span, "it is given here");
-            return;
-        }
-}
-
 void declare_globals(Expander *x) {
     x->globals.owner = "the model";
     for (const Item *item = x->texts->items; item; item = item->next)
         if (item->kind == ITEM_STATEMENT)
             declare_global(x, item->statement);
     for (const Item *item = x->texts->items; item; item = item->next)
-        if (item->kind == ITEM_PRESET) {
-            check_preset_twins(x, item);
+        if (item->kind == ITEM_PRESET)
             apply_preset(x, item->preset, &x->globals, "the model");
-        }
 }
 
 /* ---- -D ------------------------------------------------------------------------------ */
@@ -231,9 +218,9 @@ static void parse_define(Expander *x, const Define *define) {
         return;
     if (!item || item->next || item->kind != ITEM_STATEMENT ||
         strcmp(item->statement->names[0].text, define->name) != 0) {
-        Diagnostic *d = error_in_file(x->diagnostics, "-D", "-D %s=%s names no value",
+        Diagnostic *d = error_in_file(x->diagnostics, "-D", "`-D %s=%s` names no value",
                                       define->name, define->value);
-        help(d, "write -D NAME=VALUE, as in -D L=4");
+        help(d, "write `-D NAME=VALUE`, as in `-D L=4`");
         return;
     }
     struct ParsedDefine *parsed = arena_alloc(x->arena, sizeof *parsed);
@@ -270,10 +257,10 @@ static const Item *unused_owner(const Expander *x, const char *name) {
 
 static void complain_unknown_define(Expander *x, const char *name) {
     Diagnostic *d = error_in_file(x->diagnostics, x->request->path,
-                                  "-D %s: no dim, flag or recipe value has this name", name);
+                                  "`-D %s`: no dim, flag or recipe value has this name", name);
     const Item *owner = unused_owner(x, name);
     if (owner) {
-        help(d, "it is declared by %s %s: ask for it with --%s %s",
+        help(d, "it is declared by %s `%s`: ask for it with `--%s %s`",
              owner->kind == ITEM_PLAN ? "plan" : "recipe", owner->name.text,
              owner->kind == ITEM_PLAN ? "plan" : "recipe", owner->name.text);
         return;
@@ -289,7 +276,7 @@ static void complain_unknown_define(Expander *x, const char *name) {
         array_push(&names, others[i]);
     const char *nearest = nearest_name(name, names.data, (int)names.count);
     if (nearest)
-        help(d, "did you mean %s?", nearest);
+        help(d, "did you mean `%s`?", nearest);
     array_free(&names);
 }
 

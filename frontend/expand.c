@@ -21,16 +21,21 @@ const char *path_join(Expander *x, const char *path, const char *name) {
     return *path ? arena_printf(x->arena, "%s.%s", path, name) : name;
 }
 
-bool spend_step(Expander *x, const Frame *f, Span span) {
+bool spend_steps(Expander *x, const Frame *f, Span span, int64_t steps) {
     if (x->exhausted)
         return false;
-    if (++x->steps <= MAX_STEPS)
+    x->steps += steps;
+    if (x->steps <= MAX_STEPS)
         return true;
     x->exhausted = true;
     for (; f && f->caller && f->caller->item; f = f->caller)
         span = f->caller->item->kind == ITEM_MODEL ? f->call : span; /* where it all began */
     complain(x, NULL, span, "the model takes more than %d steps to expand", MAX_STEPS);
     return false;
+}
+
+bool spend_step(Expander *x, const Frame *f, Span span) {
+    return spend_steps(x, f, span, 1);
 }
 
 /* ---- names --------------------------------------------------------------------------- */
@@ -56,7 +61,7 @@ static void bind_name(Expander *x, Frame *f, Name name, Value value) {
         found->epoch = f->epoch;
         found->span = name.span;
     } else {
-        Diagnostic *d = complain(x, f, name.span, "%s already has a value here", name.text);
+        Diagnostic *d = complain(x, f, name.span, "`%s` already has a value here", name.text);
         note_at(d, found->span, "it gets it here");
         help(d,
              "choose another name; only a `for` gives a new value to a name from outside it");
@@ -68,16 +73,18 @@ static void bind_name(Expander *x, Frame *f, Name name, Value value) {
 static void execute_bind(Expander *x, Frame *f, const Statement *s) {
     Value value = eval(x, f, s->value);
     if (s->type)
-        value = check_type(x, f, f, s->type, value, s->value, s->names[0].text);
+        value = check_type(x, f, f, s->type, value, s->value,
+                           arena_printf(x->arena, "`%s`", s->names[0].text));
     bind_name(x, f, s->names[0], value);
 }
 
 static void execute_dim(Expander *x, Frame *f, const Statement *s) {
     for (int i = 0; i < s->name_count; i++) {
-        Number number = eval_number(x, f, s->value, s->names[i].text);
+        const char *quoted = arena_printf(x->arena, "`%s`", s->names[i].text);
+        Number number = eval_number(x, f, s->value, quoted);
         const Binding *found = frame_find(f, s->names[i].text);
         if (found) {
-            Diagnostic *d = complain(x, f, s->names[i].span, "%s already has a value here",
+            Diagnostic *d = complain(x, f, s->names[i].span, "`%s` already has a value here",
                                      s->names[i].text);
             note_at(d, found->span, "it gets it here");
             continue;
@@ -122,7 +129,7 @@ static bool foresee(Expander *x, Frame *f, const Statement *s, Usage before, int
                     int64_t count) {
     Usage now = usage(x);
     double left = (double)(count - done);
-    if ((double)now.things + left * (double)(now.things - before.things) <= MAX_NODES &&
+    if ((double)now.things + left * (double)(now.things - before.things) <= MAX_OPERATIONS &&
         (double)now.steps + left * (double)(now.steps - before.steps) <= MAX_STEPS)
         return true;
     if (!x->exhausted) {
@@ -130,7 +137,7 @@ static bool foresee(Expander *x, Frame *f, const Statement *s, Usage before, int
             complain(x, f, s->span,
                      "this loop runs %" PRId64 " times and would make the model larger "
                      "than %d operations",
-                     count, MAX_NODES);
+                     count, MAX_OPERATIONS);
         explain_names(x, f, d, s->value);
         explain_names(x, f, d, s->value2);
     }
@@ -157,7 +164,7 @@ static void execute_iteration(Expander *x, Frame *f, const Statement *s, const c
     f->epoch = ++x->epochs;
     f->suffix = arena_printf(x->arena, "%s[%" PRId64 "]", outer, index);
     if (frame_find(f, s->names[0].text))
-        complain(x, f, s->names[0].span, "%s already has a value here", s->names[0].text);
+        complain(x, f, s->names[0].span, "`%s` already has a value here", s->names[0].text);
     else
         bind_value(f, s->names[0], number_value(number_integer(index)));
     execute_body(x, f, s->body);
@@ -196,7 +203,7 @@ static void execute_return(Expander *x, Frame *f, const Statement *s) {
     Value value = eval(x, f, s->value);
     if (f->item->result)
         value = check_type(x, f, f, f->item->result, value, s->value,
-                           arena_printf(x->arena, "the result of %s", f->item->name.text));
+                           arena_printf(x->arena, "the result of `%s`", f->item->name.text));
     f->returned = true;
     f->result = value;
     f->result_span = s->value->span;
@@ -206,7 +213,7 @@ static void execute_return(Expander *x, Frame *f, const Statement *s) {
 
 static bool init_number(Expander *x, Frame *f, const Expr *call, double *number) {
     if (!call->args || call->args->next || call->groups) {
-        complain(x, f, call->span, "%s takes one number", call->name.text);
+        complain(x, f, call->span, "`%s` takes one number", call->name.text);
         return false;
     }
     Number value = eval_number(x, f, call->args, "an initial value");
@@ -222,7 +229,8 @@ bool parse_init(Expander *x, Frame *f, const Statement *s, Init *init) {
     static const char *const names[] = {"zeros", "ones", "constant", "normal", "uniform"};
     if (!e) {
         help(complain(x, f, s->span, "nothing says how this starts"),
-             "write `~ normal(0.02)`, uniform(a), constant(c), zeros or ones after the type");
+             "write `~ normal(0.02)`, `~ uniform(a)`, `~ constant(c)`, `~ zeros` or `~ ones` after "
+             "the type");
         return false;
     }
     const char *name = e->name.text;
@@ -242,9 +250,9 @@ bool parse_init(Expander *x, Frame *f, const Statement *s, Init *init) {
         Diagnostic *d = complain(x, f, e->span, "%s is no way to start", excerpt(x, e->span));
         const char *nearest = nearest_name(name, names, COUNT_OF(names));
         if (nearest && strcmp(nearest, name) != 0)
-            help(d, "did you mean %s?", nearest);
+            help(d, "did you mean `%s`?", nearest);
         else
-            help(d, "the ways are normal(s), uniform(a), constant(c), zeros and ones");
+            help(d, "the ways are `normal(s)`, `uniform(a)`, `constant(c)`, `zeros` and `ones`");
         return false;
     }
     if (init->kind == INIT_ZEROS)
@@ -287,7 +295,7 @@ static void declare_parameter(Expander *x, Frame *f, Name name, State state) {
     if (*f->suffix)
         path = arena_printf(x->arena, "%s%s", path, f->suffix);
     if (frame_find(f, name.text)) {
-        complain(x, f, name.span, "%s already has a value here", name.text);
+        complain(x, f, name.span, "`%s` already has a value here", name.text);
         return;
     }
     if (!claim_path(x, f, path, name.span, NULL))
@@ -310,7 +318,7 @@ static void execute_param(Expander *x, Frame *f, const Statement *s) {
                    .offset = -1};
     if (frame_is_fn(f)) {
         Diagnostic *d = complain(x, f, s->span, "only a block or the model has parameters");
-        help(d, "make %s a block", f->item->name.text);
+        help(d, "make `%s` a block", f->item->name.text);
         return;
     }
     bool fine = parameter_axes(x, f, s->type, &state);
@@ -356,7 +364,7 @@ static bool input_bound(Expander *x, Frame *f, const TypeExpr *type, Input *inpu
 static bool input_axes(Expander *x, Frame *f, const Statement *s, Input *input) {
     AxisList axes = {0};
     if (s->type->open || s->type->arrow_at >= 0 || s->type->axis_count == 0) {
-        complain(x, f, s->type->span, "an input names its axes, the samples first: int[B,S]");
+        complain(x, f, s->type->span, "an input names its axes, the samples first: `int[B,S]`");
         return false;
     }
     if (!axes_of_names(x, f, s->type->axes, s->type->axis_count, &axes))
@@ -368,10 +376,10 @@ static bool input_axes(Expander *x, Frame *f, const Statement *s, Input *input) 
     if (first && first->axes[0] != axes.axes[0]) {
         Diagnostic *d = complain(x, f, s->type->span,
                                  "the first axis of every input is the sample axis, and "
-                                 "%s has %s there, not %s",
+                                 "`%s` has `%s` there, not `%s`",
                                  s->names[0].text, axis_name(x, axes.axes[0]),
                                  axis_name(x, first->axes[0]));
-        note_at(d, first->span, "%s is declared here", first->name);
+        note_at(d, first->span, "`%s` is declared here", first->name);
         return false;
     }
     input->axis_count = axes.count;
@@ -485,11 +493,11 @@ static void execute_observe(Expander *x, Frame *f, const Statement *s) {
         Diagnostic *d =
             complain(x, f, s->value->span, "%s is no single number: it has axes %s",
                      excerpt(x, s->value->span), axes_text(x, value_type(x, value)));
-        help(d, "observe its mean(…)");
+        help(d, "observe its `mean(…)`");
         return;
     }
     if (module_find_state(x->module, path, ROLE_METRIC, 0) >= 0) {
-        complain(x, f, s->names[0].span, "%s is already observed", s->names[0].text);
+        complain(x, f, s->names[0].span, "`%s` is already observed", s->names[0].text);
         return;
     }
     add_metric(x, path, node_of(x, f, s->value->span, value, TYPE_F32), s->names[0].span);

@@ -24,6 +24,7 @@
 enum { MAX_DEPTH = 1000 };     /* of expressions and calls within each other */
 enum { MAX_SCOPE_DEPTH = 60 }; /* of block instances; a selector is matched in 64 bits */
 enum { MAX_STEPS = 12000000 }; /* expressions and statements evaluated for one model */
+enum { MAX_OPERATIONS = MAX_NODES / 4 }; /* of a model: gradients are up to three times as many */
 enum { AXIS_RESERVE = 1024 };  /* axes left to the passes */
 #define MAX_INTEGER (INT64_C(1) << 60)
 
@@ -233,7 +234,7 @@ struct Expander {
     struct ParsedDefine *defines;
     bool preset_known;
     Chain plan_chain, recipe_chain;
-    int64_t steps;
+    int64_t steps, match_steps;
     bool exhausted; /* too large: reported, and nothing more is expanded */
     int depth;
     int64_t epochs;
@@ -251,6 +252,7 @@ void execute_body(Expander *x, Frame *f, const Statement *body);
 const char *path_join(Expander *x, const char *path, const char *name);
 /* Counts work; false (after one report) when a model asks for too much. */
 bool spend_step(Expander *x, const Frame *f, Span span);
+bool spend_steps(Expander *x, const Frame *f, Span span, int64_t steps);
 bool parse_init(Expander *x, Frame *f, const Statement *s, Init *init);
 
 /* ---- expand_expr.c ------------------------------------------------------------------- */

@@ -56,7 +56,7 @@ static void bind_axes_or_number(Expander *x, Frame *caller, Frame *callee,
         }
         if (value.kind == VALUE_TENSOR)
             complain(x, caller, args->span,
-                     "%s is a tensor, and %s takes an axis or a number for %s",
+                     "%s is a tensor, and `%s` takes an axis or a number for `%s`",
                      excerpt(x, args->span), callee->item->name.text, formal->name.text);
         bind_poison(callee, formal);
         return;
@@ -92,7 +92,7 @@ typedef struct Binder {
 static Diagnostic *complain_call(Binder *b, Span span, const char *sentence) {
     b->failed = true;
     Diagnostic *d = complain(b->x, b->caller, span, "%s", sentence);
-    note_at(d, b->item->name.span, "%s is declared here", b->item->name.text);
+    note_at(d, b->item->name.span, "`%s` is declared here", b->item->name.text);
     return d;
 }
 
@@ -108,7 +108,7 @@ static void bind_named(Binder *b, const Expr *argument) {
         if (strcmp(p->name.text, argument->name.text) == 0) {
             if (is_bound(b, p))
                 complain_call(b, argument->span,
-                              arena_printf(x->arena, "%s already has its %s",
+                              arena_printf(x->arena, "`%s` already has its `%s`",
                                            b->item->name.text, p->name.text));
             else
                 bind_formal(x, b->caller, b->callee, p, argument->a, 1);
@@ -118,11 +118,11 @@ static void bind_named(Binder *b, const Expr *argument) {
             names[count++] = p->name.text;
     }
     Diagnostic *d = complain_call(b, argument->name.span,
-                                  arena_printf(x->arena, "%s has no parameter %s",
+                                  arena_printf(x->arena, "`%s` has no parameter `%s`",
                                                b->item->name.text, argument->name.text));
     const char *nearest = nearest_name(argument->name.text, names, count);
     if (nearest)
-        help(d, "did you mean %s?", nearest);
+        help(d, "did you mean `%s`?", nearest);
 }
 
 /* Skips named arguments, which are bound already. */
@@ -160,7 +160,7 @@ static void bind_side(Binder *b, int group, bool after_arrow, const Expr *args, 
     } else if (positional > formals.count) {
         complain_call(b, b->call->span,
                       arena_printf(b->x->arena,
-                                   "%s takes %d argument%s here, and this call "
+                                   "`%s` takes %d argument%s here, and this call "
                                    "gives %d",
                                    b->item->name.text, (int)formals.count,
                                    formals.count == 1 ? "" : "s", positional));
@@ -207,7 +207,7 @@ static void bind_group(Binder *b, int group, const Expr *args, int count, int ar
         return;
     if (!exists) {
         complain_call(b, span,
-                      arena_printf(b->x->arena, "%s takes no arguments in this place",
+                      arena_printf(b->x->arena, "`%s` takes no arguments in this place",
                                    b->item->name.text));
         return;
     }
@@ -215,8 +215,8 @@ static void bind_group(Binder *b, int group, const Expr *args, int count, int ar
         Diagnostic *d =
             complain_call(b, span,
                           arena_printf(b->x->arena,
-                                       wants_arrow ? "%s wants `->` between these axes"
-                                                   : "%s wants no `->` here",
+                                       wants_arrow ? "`%s` wants `->` between these axes"
+                                                   : "`%s` wants no `->` here",
                                        b->item->name.text));
         help(d, "its parameters are `%s`", group_text(b, group));
         return;
@@ -263,9 +263,9 @@ static void bind_defaults(Binder *b) {
         if (!b->failed) {
             Diagnostic *d =
                 complain_call(b, b->call->span,
-                              arena_printf(b->x->arena, "this call of %s gives no %s",
+                              arena_printf(b->x->arena, "this call of `%s` gives no `%s`",
                                            b->item->name.text, p->name.text));
-            note_at(d, p->name.span, "%s is a parameter without a default", p->name.text);
+            note_at(d, p->name.span, "`%s` is a parameter without a default", p->name.text);
             b->failed = false; /* name every one that is missing */
         }
         bind_poison(b->callee, p);
@@ -279,7 +279,7 @@ static void check_formal_types(Binder *b) {
             continue;
         Value value = binding->value;
         const char *what =
-            arena_printf(b->x->arena, "%s of %s", p->name.text, b->item->name.text);
+            arena_printf(b->x->arena, "`%s` of `%s`", p->name.text, b->item->name.text);
         value = check_type(b->x, b->callee, b->caller, p->type, value, binding->argument, what);
         binding = frame_find(b->callee, p->name.text);
         binding->value = value;
@@ -326,8 +326,8 @@ bool claim_path(Expander *x, Frame *f, const char *path, Span span, const char *
         return true;
     }
     Diagnostic *d = complain(x, f, span,
-                             component ? "two components would be called %s"
-                                       : "%s is the path of something else already",
+                             component ? "two components would be called `%s`"
+                                       : "`%s` is the path of something else already",
                              path);
     note_at(d, instance->spans.data[taken], "the other is here");
     if (component)
@@ -340,8 +340,8 @@ static bool recursion(Expander *x, Frame *f, const Expr *e, const Item *item) {
         if (caller->item != item)
             continue;
         Diagnostic *d = complain(
-            x, f, e->span, "%s calls itself: the expansion would never end", item->name.text);
-        note_at(d, item->name.span, "%s is declared here", item->name.text);
+            x, f, e->span, "`%s` calls itself: the expansion would never end", item->name.text);
+        note_at(d, item->name.span, "`%s` is declared here", item->name.text);
         return true;
     }
     return false;
@@ -358,7 +358,7 @@ static Value check_leak(Expander *x, Frame *callee, Value value) {
         if (strncmp(name, callee->item->name.text, length) != 0 || name[length] != '.')
             continue;
         complain(x, callee, callee->result_span,
-                 "the result of %s has axis %s, which is local and cannot be named outside",
+                 "the result of `%s` has axis `%s`, which is local and cannot be named outside",
                  callee->item->name.text, name + length + 1);
         return poison;
     }
@@ -368,7 +368,7 @@ static Value check_leak(Expander *x, Frame *callee, Value value) {
 static Value run_body(Expander *x, Frame *callee) {
     execute_body(x, callee, callee->item->body);
     if (!callee->returned) {
-        complain(x, NULL, callee->item->name.span, "%s returns nothing",
+        complain(x, NULL, callee->item->name.span, "`%s` returns nothing",
                  callee->item->name.text);
         return poison;
     }
@@ -425,10 +425,10 @@ static uint64_t fn_site(Frame *f, const Item *item) {
 static bool may_call(Expander *x, Frame *f, const Expr *e, const Item *item) {
     if (item->kind == ITEM_BLOCK && (frame_is_fn(f) || f->compile_time)) {
         Diagnostic *d =
-            complain(x, f, e->span, "%s is a block, and only a block or the model may call one",
+            complain(x, f, e->span, "`%s` is a block, and only a block or the model may call one",
                      item->name.text);
         if (f->item && f->item->kind == ITEM_FN)
-            help(d, "make %s a block", f->item->name.text);
+            help(d, "make `%s` a block", f->item->name.text);
         return false;
     }
     return !recursion(x, f, e, item);

@@ -38,9 +38,9 @@ static Value eval_binding(Expander *x, Frame *f, const Expr *e, const Binding *b
     if (binding->axes.count == 1)
         return number_value(number_integer(axis_size(x, binding->axes.axes[0])));
     Diagnostic *d =
-        complain(x, f, e->span, "%s stands for the axes %s, which is no number", e->name.text,
+        complain(x, f, e->span, "`%s` stands for the axes %s, which is no number", e->name.text,
                  list_text(x, binding->axes.axes, binding->axes.count));
-    help(d, "size(%s) is the product of their sizes", e->name.text);
+    help(d, "`size(%s)` is the product of their sizes", e->name.text);
     return poison;
 }
 
@@ -48,18 +48,18 @@ static Value unknown_name(Expander *x, Frame *f, const Expr *e) {
     const char *name = e->name.text;
     const Item *item = find_item(x, name, e->span.source);
     if (item || is_builtin(name)) {
-        Diagnostic *d = complain(x, f, e->span, "%s is a %s: it needs arguments", name,
+        Diagnostic *d = complain(x, f, e->span, "`%s` is a %s: it needs arguments", name,
                                  !item                      ? "function"
                                  : item->kind == ITEM_BLOCK ? "block"
                                  : item->kind == ITEM_FN    ? "fn"
                                                             : "optimizer");
-        help(d, "write %s(…)", name);
+        help(d, "write `%s(…)`", name);
         return poison;
     }
-    Diagnostic *d = complain(x, f, e->span, "nothing here is named %s", name);
+    Diagnostic *d = complain(x, f, e->span, "nothing here is named `%s`", name);
     const char *nearest = nearest_visible(f, name);
     if (nearest)
-        help(d, "did you mean %s?", nearest);
+        help(d, "did you mean `%s`?", nearest);
     return poison;
 }
 
@@ -87,15 +87,15 @@ static Value eval_if(Expander *x, Frame *f, const Expr *e) {
                              excerpt(x, e->a->span),
                              condition.kind == VALUE_TENSOR ? "a tensor" : "a number");
     if (condition.kind == VALUE_TENSOR)
-        help(d, "to choose element by element, write where(condition, a, b)");
+        help(d, "to choose element by element, write `where(condition, a, b)`");
     return poison;
 }
 
 static Value unknown_call(Expander *x, Frame *f, const Expr *e) {
     const char *name = e->name.text;
     if (frame_find(f, name) || table_find(f->table, name)) {
-        Diagnostic *d = complain(x, f, e->name.span, "%s is a value, not a function", name);
-        help(d, "to multiply, write %s * (…)", name);
+        Diagnostic *d = complain(x, f, e->name.span, "`%s` is a value, not a function", name);
+        help(d, "to multiply, write `%s * (…)`", name);
         return poison;
     }
     const char *names[256];
@@ -104,10 +104,10 @@ static Value unknown_call(Expander *x, Frame *f, const Expr *e) {
         if (x->items.data[i].item->kind != ITEM_OPTIMIZER)
             names[count++] = x->items.data[i].item->name.text;
     Diagnostic *d =
-        complain(x, f, e->name.span, "no block, fn or built-in function is named %s", name);
+        complain(x, f, e->name.span, "no block, fn or built-in function is named `%s`", name);
     const char *nearest = nearest_name(name, names, count);
     if (nearest)
-        help(d, "did you mean %s?", nearest);
+        help(d, "did you mean `%s`?", nearest);
     else if (x->items.count == 0 || !find_item(x, "softmax", NULL))
         help(d, "the library's functions come with `use \"std.cola\"`");
     return poison;
@@ -118,14 +118,14 @@ static Value eval_call(Expander *x, Frame *f, const Expr *e, const Name *label) 
     const Item *item = is_builtin(name) ? NULL : find_item(x, name, e->span.source);
     if (item && item->kind == ITEM_OPTIMIZER) {
         Diagnostic *d =
-            complain(x, f, e->name.span, "%s is an optimizer, not a function", name);
+            complain(x, f, e->name.span, "`%s` is an optimizer, not a function", name);
         help(d, "optimizers are named in a recipe: `optimizer %s(…)`", name);
         return poison;
     }
     if (label && (!item || item->kind != ITEM_BLOCK)) {
         Diagnostic *d =
             complain(x, f, label->span,
-                     "%s labels a call of %s, which is no block and makes no component",
+                     "`%s` labels a call of `%s`, which is no block and makes no component",
                      label->text, name);
         help(d, "leave the label out");
         return poison;
@@ -138,7 +138,7 @@ static Value eval_call(Expander *x, Frame *f, const Expr *e, const Name *label) 
 static Value eval_label(Expander *x, Frame *f, const Expr *e) {
     if (e->a->kind == EXPR_CALL)
         return eval_call(x, f, e->a, &e->name);
-    Diagnostic *d = complain(x, f, e->name.span, "%s labels %s, which is no call of a block",
+    Diagnostic *d = complain(x, f, e->name.span, "`%s` labels %s, which is no call of a block",
                              e->name.text, excerpt(x, e->a->span));
     help(d, "a label names a component and stands right before the block's name");
     return poison;

@@ -16,7 +16,7 @@ static bool want_axis(Expander *x, Frame *f, const Expr *e, Value value, AxisId 
     Type type = value_type(x, value);
     if (type_has(type, axis))
         return true;
-    Diagnostic *d = complain(x, f, span, "%s has no axis %s: it has %s", excerpt(x, e->span),
+    Diagnostic *d = complain(x, f, span, "%s has no axis `%s`: it has %s", excerpt(x, e->span),
                              axis_name(x, axis), axes_text(x, type));
     explain_axis(x, d, axis);
     return false;
@@ -30,7 +30,7 @@ static bool want_new_axes(Expander *x, Frame *f, const Expr *e, Value value,
         bool leaves = axis_list_has(from, to->axes[i]) &&
                       (from->count != to->count || from->axes[i] == to->axes[i]);
         if (type_has(type, to->axes[i]) && !leaves) {
-            complain(x, f, span, "%s has an axis %s already: it has %s", excerpt(x, e->span),
+            complain(x, f, span, "%s has an axis `%s` already: it has %s", excerpt(x, e->span),
                      axis_name(x, to->axes[i]), axes_text(x, type));
             return false;
         }
@@ -111,14 +111,14 @@ static Value apply_gather(Expander *x, Frame *f, const Expr *e, Value table, Val
                                                text, index.below - 1)
                                     : complain(x, f, index_expr->span,
                                                "nothing says how large %s gets", text);
-        note_at(d, span, "axis %s has positions 0 to %" PRId64, axis_name(x, axis), rows - 1);
+        note_at(d, span, "axis `%s` has positions 0 to %" PRId64, axis_name(x, axis), rows - 1);
         explain_axis(x, d, axis);
         help(d, "bound it: `(…) %% %s`", axis_name(x, axis));
         return poison;
     }
     Type index_type = value_type(x, index), rest = type_without(value_type(x, table), axis);
     if (type_has(index_type, axis)) {
-        complain(x, f, span, "%s has axis %s itself: rename it first",
+        complain(x, f, span, "%s has axis `%s` itself: rename it first",
                  excerpt(x, index_expr->span), axis_name(x, axis));
         return poison;
     }
@@ -146,7 +146,7 @@ static Value apply_pick(Expander *x, Frame *f, const Expr *e, Value value,
     if (!axes_of_name(x, f, item->from[0], &axes) || position.kind == VALUE_POISON)
         return poison;
     if (axes.count != 1) {
-        complain(x, f, item->span, "%s stands for %d axes, and a position is along one",
+        complain(x, f, item->span, "`%s` stands for %d axes, and a position is along one",
                  item->from[0].text, axes.count);
         return poison;
     }
@@ -160,7 +160,7 @@ static Value apply_pick(Expander *x, Frame *f, const Expr *e, Value value,
     int64_t at;
     if (!number_whole(position.number, &at) || at < 0 || at >= axis_size(x, axis)) {
         Diagnostic *d = complain(
-            x, f, item->value->span, "%s is no position along %s: those are 0 to %" PRId64,
+            x, f, item->value->span, "%s is no position along `%s`: those are 0 to %" PRId64,
             number_text(x, position.number), axis_name(x, axis), axis_size(x, axis) - 1);
         explain_axis(x, d, axis);
         return poison;
@@ -190,7 +190,7 @@ static Value apply_lookup(Expander *x, Frame *f, const Expr *e, Value table,
                                  "%s is not bounded by an axis, so the axis must be named",
                                  excerpt(x, item->value->span));
         const char *text = excerpt(x, item->value->span);
-        help(d, "write [AXIS = %.*s]", (int)strlen(text) - 2, text + 1);
+        help(d, "write `[AXIS = %.*s]`", (int)strlen(text) - 2, text + 1);
         return poison;
     }
     return apply_gather(x, f, e, table, index, (AxisId)index.below_axis, item->value,

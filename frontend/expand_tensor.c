@@ -14,9 +14,9 @@ enum { MAX_MULTIPLIED_POWER = 64, NODE_RESERVE = 1000, MAX_OPERANDS = 3 };
 /* ---- limits -------------------------------------------------------------------------- */
 
 bool affordable(Expander *x, const Frame *f, Span span, Type type) {
-    if (x->function->nodes.count > MAX_NODES - NODE_RESERVE) {
+    if (x->function->nodes.count > MAX_OPERATIONS - NODE_RESERVE) {
         if (!x->exhausted)
-            complain(x, f, span, "the model has more than %d operations", MAX_NODES);
+            complain(x, f, span, "the model has more than %d operations", MAX_OPERATIONS);
         x->exhausted = true;
         return false;
     }
@@ -312,7 +312,7 @@ static Value constant_power(Expander *x, Frame *f, const Expr *e, Value base, do
                              "the power %.10g of a tensor is neither whole nor "
                              "half, or too large",
                              exponent);
-    help(d, "for a positive x, write exp(%.10g * log(x))", exponent);
+    help(d, "for a positive x, write `exp(%.10g * log(x))`", exponent);
     return poison;
 }
 
@@ -343,8 +343,8 @@ static Value eval_power(Expander *x, Frame *f, const Expr *e, const Value *value
     if (values[0].kind == VALUE_NUMBER)
         return exponential(x, f, e, values[0].number.real, values[1]);
     Diagnostic *d =
-        complain(x, f, e->span, "%s: both sides of ^ are tensors", excerpt(x, e->span));
-    help(d, "for a positive x, write exp(y * log(x))");
+        complain(x, f, e->span, "%s: both sides of `^` are tensors", excerpt(x, e->span));
+    help(d, "for a positive x, write `exp(y * log(x))`");
     return poison;
 }
 
@@ -459,7 +459,7 @@ bool explain_missing(Expander *x, Diagnostic *d, const Expr *e, Value value, Axi
         if (!call)
             note_at(d, n->span, "%s comes from this dot", excerpt(x, e->span));
         help(d,
-             "%s is in both operands of the dot, so it is matched, not crossed: write "
+             "`%s` is in both operands of the dot, so it is matched, not crossed: write "
              "%.*s[%s as %s]`",
              axis_name(x, shared), (int)strlen(second) - 1, second, axis_name(x, shared),
              axis_name(x, axis));

@@ -32,8 +32,8 @@ static const char *frame_title(Expander *x, const Frame *f) {
                        : f->item->kind == ITEM_OPTIMIZER ? "optimizer"
                                                          : "fn";
     if (f->item->kind == ITEM_BLOCK && f->instance)
-        return arena_printf(x->arena, "block %s (%s)", f->item->name.text, f->instance->path);
-    return arena_printf(x->arena, "%s %s", kind, f->item->name.text);
+        return arena_printf(x->arena, "block `%s` (`%s`)", f->item->name.text, f->instance->path);
+    return arena_printf(x->arena, "%s `%s`", kind, f->item->name.text);
 }
 
 static void explain_calls(Expander *x, Diagnostic *d, const Frame *f) {
@@ -72,7 +72,7 @@ const char *axes_text(Expander *x, Type type) {
     Text text = {0};
     for (int i = 0; i < type.rank; i++)
         text_printf(&text, "%s%s", i ? "," : "", axis_name(x, type.axes[i]));
-    const char *result = arena_printf(x->arena, "[%s]", text_string(&text));
+    const char *result = arena_printf(x->arena, "`[%s]`", text_string(&text));
     text_free(&text);
     return result;
 }
@@ -80,7 +80,7 @@ const char *axes_text(Expander *x, Type type) {
 const char *list_text(Expander *x, const AxisId *axes, int count) {
     Text text = {0};
     for (int i = 0; i < count; i++)
-        text_printf(&text, "%s%s",
+        text_printf(&text, "%s`%s`",
                     i == 0           ? ""
                     : i == count - 1 ? " and "
                                      : ", ",
@@ -93,12 +93,12 @@ const char *list_text(Expander *x, const AxisId *axes, int count) {
 /* `D = 512`, or `K = D / H = 64` where the declaration computes it. */
 static const char *dim_text(Expander *x, const Dim *dim) {
     const char *number = number_text(x, dim->number);
-    bool computed = dim->value && dim->value->kind != EXPR_NUMBER &&
-                    dim->value->kind != EXPR_BOOL && dim->value->span.source;
-    if (!computed)
-        return arena_printf(x->arena, "%s = %s", dim->name, number);
+    bool literal = !dim->value || dim->value->kind == EXPR_NUMBER ||
+                   dim->value->kind == EXPR_BOOL || dim->value->kind == EXPR_UNARY;
+    if (literal || !dim->value->span.source)
+        return arena_printf(x->arena, "`%s = %s`", dim->name, number);
     const char *source = excerpt(x, dim->value->span);
-    return arena_printf(x->arena, "%s = %.*s = %s", dim->name, (int)strlen(source) - 2,
+    return arena_printf(x->arena, "`%s = %.*s = %s`", dim->name, (int)strlen(source) - 2,
                         source + 1, number);
 }
 
@@ -111,13 +111,13 @@ void explain_dim(Expander *x, Diagnostic *d, Dim *dim) {
         note_at(d, dim->declared, "%s is declared here", text);
         break;
     case SET_PRESET:
-        note_at(d, dim->set, "%s is set here, by preset %s", text, dim->setter);
+        note_at(d, dim->set, "%s is set here, by preset `%s`", text, dim->setter);
         break;
     case SET_PLAN:
-        note_at(d, dim->set, "%s is set here, by plan %s", text, dim->setter);
+        note_at(d, dim->set, "%s is set here, by plan `%s`", text, dim->setter);
         break;
     case SET_DEFINE:
-        note_at(d, dim->declared, "%s is set by -D; it is declared here", text);
+        note_at(d, dim->declared, "%s is set by `-D`; it is declared here", text);
         break;
     case SET_ARGUMENT:
         note_at(d, dim->set, "%s is given here", text);
@@ -130,7 +130,7 @@ void explain_axis(Expander *x, Diagnostic *d, AxisId axis) {
     if (dim)
         explain_dim(x, d, dim);
     else
-        note_at(d, x->module->axes.data[axis].declared, "%s = %" PRId64, axis_name(x, axis),
+        note_at(d, x->module->axes.data[axis].declared, "`%s = %" PRId64 "`", axis_name(x, axis),
                 axis_size(x, axis));
 }
 
@@ -198,7 +198,7 @@ void suggest_rename(Expander *x, Diagnostic *d, const AxisList *want, const Expr
                 !writable(x, from))
                 continue;
             help(d,
-                 "%s and %s are both %" PRId64 ": where they mean the same, rename one: "
+                 "`%s` and `%s` are both %" PRId64 ": where they mean the same, rename one: "
                  "`%s[%s as %s]`",
                  axis_name(x, to), axis_name(x, from), axis_size(x, to), indexable(x, e),
                  axis_name(x, from), axis_name(x, to));

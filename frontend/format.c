@@ -72,8 +72,7 @@ typedef struct Formatter {
     bool in_plan;
 } Formatter;
 
-/* ---- reading --------------------------------------------------------------------------------
- */
+/* ---- reading --------------------------------------------------------------------- */
 
 static void read_tokens(Formatter *f, Arena *arena, Diagnostics *diagnostics) {
     Lexer lexer;
@@ -99,8 +98,7 @@ static bool is_closing(int kind) {
     return kind == ')' || kind == ']' || kind == '}';
 }
 
-/* ---- classifying ----------------------------------------------------------------------------
- */
+/* ---- classifying ----------------------------------------------------------------- */
 
 static bool is_reserved_word(int kind) {
     return kind >= TOKEN_AND && kind <= TOKEN_TRUE;
@@ -274,8 +272,7 @@ static void classify(Formatter *f) {
     tighten_commas(f);
 }
 
-/* ---- spaces ---------------------------------------------------------------------------------
- */
+/* ---- spaces ---------------------------------------------------------------------- */
 
 /* Between two neighbours on one line; neither is a comment. */
 static bool space_between(const Formatter *f, int index) {
@@ -298,8 +295,7 @@ static bool space_between(const Formatter *f, int index) {
     return true;
 }
 
-/* ---- lines ----------------------------------------------------------------------------------
- */
+/* ---- lines ----------------------------------------------------------------------- */
 
 /* Does a new line begin before this token? */
 static bool breaks_before(const Formatter *f, int index) {
@@ -428,8 +424,7 @@ static void lay_out(Formatter *f) {
     }
 }
 
-/* ---- aligning -------------------------------------------------------------------------------
- */
+/* ---- aligning -------------------------------------------------------------------- */
 
 static void pad_to(Line *line, int from, int to) {
     Text padded = {0};
@@ -483,8 +478,7 @@ static void append_comments(Formatter *f) {
     }
 }
 
-/* ---- the whole ------------------------------------------------------------------------------
- */
+/* ---- the whole ------------------------------------------------------------------- */
 
 static void write_lines(Formatter *f, Text *out) {
     for (int i = 0; i < f->lines.count; i++) {

@@ -143,7 +143,7 @@ bool axis_list_has(const AxisList *axes, AxisId axis) {
 bool axis_list_add(Expander *x, AxisList *axes, AxisId axis, Span span) {
     if (axis_list_has(axes, axis)) {
         Diagnostic *d =
-            complain(x, NULL, span, "axis %s is here twice, and a tensor has an axis once",
+            complain(x, NULL, span, "axis `%s` is here twice, and a tensor has an axis once",
                      axis_name(x, axis));
         help(d, "give the axis a second name of the same size: `dim %s2 = %s`",
              axis_name(x, axis), axis_name(x, axis));
@@ -159,10 +159,10 @@ bool axis_list_add(Expander *x, AxisList *axes, AxisId axis, Span span) {
 
 static bool unknown_axis(Expander *x, Frame *f, Name name) {
     Diagnostic *d =
-        complain(x, f, name.span, "nothing here is named %s, so it is no axis", name.text);
+        complain(x, f, name.span, "nothing here is named `%s`, so it is no axis", name.text);
     const char *nearest = nearest_visible(f, name.text);
     if (nearest)
-        help(d, "did you mean %s?", nearest);
+        help(d, "did you mean `%s`?", nearest);
     else
         help(d, "declare it: `dim %s = …`", name.text);
     return false;
@@ -179,7 +179,7 @@ bool axes_of_name(Expander *x, Frame *f, Name name, AxisList *axes) {
     if (binding && binding->kind != BIND_DIM) {
         if (binding->kind == BIND_VALUE && binding->value.kind == VALUE_POISON)
             return false;
-        Diagnostic *d = complain(x, f, name.span, "%s is a value here, not an axis", name.text);
+        Diagnostic *d = complain(x, f, name.span, "`%s` is a value here, not an axis", name.text);
         note_at(d, binding->span, "it gets its value here");
         return false;
     }
@@ -187,7 +187,7 @@ bool axes_of_name(Expander *x, Frame *f, Name name, AxisList *axes) {
     if (!dim)
         return unknown_axis(x, f, name);
     if (dim->is_flag) {
-        Diagnostic *d = complain(x, f, name.span, "%s is a flag, not an axis", name.text);
+        Diagnostic *d = complain(x, f, name.span, "`%s` is a flag, not an axis", name.text);
         note_at(d, dim->declared, "it is declared here");
         return false;
     }

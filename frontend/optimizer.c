@@ -15,8 +15,7 @@ typedef struct OptimizerRun {
     ARRAY(const char *) written;
 } OptimizerRun;
 
-/* ---- the form of the text
- * --------------------------------------------------------------------- */
+/* ---- the form of the text -------------------------------------------------------- */
 
 const TypeExpr *optimizer_matrix(const Item *item) {
     return item->parameters ? item->parameters->type : NULL;
@@ -35,7 +34,7 @@ bool check_optimizer(Expander *x, const Item *item) {
     if (formed && has_rate && matrix)
         return true;
     Diagnostic *d =
-        complain(x, NULL, item->name.span, "%s is not formed as an optimizer", item->name.text);
+        complain(x, NULL, item->name.span, "`%s` is not formed as an optimizer", item->name.text);
     help(d, "write `optimizer %s(p, g; lr = …)`, or `p: [I -> O]` for matrices alone",
          item->name.text);
     return false;
@@ -47,8 +46,7 @@ bool optimizer_is_elementwise(const Compilation *compilation, int recipe_group) 
                      !statements_cross_elements(compilation->expander, item->body));
 }
 
-/* ---- between the state's axes and the text's
- * --------------------------------------------------- */
+/* ---- between the state's axes and the text's ------------------------------------- */
 
 static AxisId matrix_axis(Expander *x, Frame *f, Name name, const AxisId *axes, int count) {
     AxisId axis = axes[0];
@@ -95,8 +93,7 @@ static Type text_type(const Expander *x, const OptimizerRun *run) {
     return type_of(TYPE_F32, axes, 2);
 }
 
-/* ---- state and next
- * ---------------------------------------------------------------------------- */
+/* ---- state and next -------------------------------------------------------------- */
 
 static bool in_optimizer(Expander *x, Frame *f, const Statement *s, const char *what) {
     if (f->item->kind == ITEM_OPTIMIZER && f->optimizer)
@@ -112,7 +109,7 @@ void optimizer_state(Expander *x, Frame *f, const Statement *s) {
     OptimizerRun *run = f->optimizer;
     for (int i = 0; i < s->name_count; i++) {
         if (frame_find(f, s->names[i].text)) {
-            complain(x, f, s->names[i].span, "%s already has a value here", s->names[i].text);
+            complain(x, f, s->names[i].span, "`%s` already has a value here", s->names[i].text);
             continue;
         }
         State moment = x->module->states.data[run->weight];
@@ -143,7 +140,7 @@ static bool claim_next(Expander *x, Frame *f, const Statement *s) {
     OptimizerRun *run = f->optimizer;
     for (int64_t i = 0; i < run->written.count; i++)
         if (strcmp(run->written.data[i], s->names[0].text) == 0) {
-            complain(x, f, s->names[0].span, "the next %s is given twice", s->names[0].text);
+            complain(x, f, s->names[0].span, "the next `%s` is given twice", s->names[0].text);
             return false;
         }
     array_push(&run->written, s->names[0].text);
@@ -156,7 +153,7 @@ void optimizer_next(Expander *x, Frame *f, const Statement *s) {
     StateId state = written_state(f, s->names[0].text);
     Value value = eval(x, f, s->value);
     if (state < 0) {
-        Diagnostic *d = complain(x, f, s->names[0].span, "%s is no state of %s",
+        Diagnostic *d = complain(x, f, s->names[0].span, "`%s` is no state of `%s`",
                                  s->names[0].text, f->item->name.text);
         help(d, "declare it: `state %s ~ zeros`", s->names[0].text);
         return;
@@ -167,7 +164,7 @@ void optimizer_next(Expander *x, Frame *f, const Statement *s) {
     NodeId node = node_of(x, f, s->value->span, value, TYPE_F32);
     Type type = node_at(x->function, node)->type;
     if (!type_contains(wanted, type)) {
-        Diagnostic *d = complain(x, f, s->value->span, "the next %s has axes %s, and %s has %s",
+        Diagnostic *d = complain(x, f, s->value->span, "the next `%s` has axes %s, and `%s` has %s",
                                  s->names[0].text, axes_text(x, type), s->names[0].text,
                                  axes_text(x, wanted));
         explain_difference(x, d, wanted, s->value, type);
@@ -179,8 +176,7 @@ void optimizer_next(Expander *x, Frame *f, const Statement *s) {
     array_push(&x->function->writes, write);
 }
 
-/* ---- one run
- * ------------------------------------------------------------------------------------ */
+/* ---- one run --------------------------------------------------------------------- */
 
 static void bind_hyperparameters(Expander *x, Frame *f, const Item *item, int group,
                                  NodeId rate) {
@@ -236,7 +232,7 @@ bool expand_optimizer(Compilation *compilation, Function *function, int recipe_g
     for (int64_t i = 0; i < run.written.count; i++)
         moved |= strcmp(run.written.data[i], item->parameters->name.text) == 0;
     if (!moved && error_count(x) == errors)
-        complain(x, NULL, item->name.span, "%s never gives the next %s", item->name.text,
+        complain(x, NULL, item->name.span, "`%s` never gives the next `%s`", item->name.text,
                  item->parameters->name.text);
     array_free(&run.states);
     array_free(&run.ids);

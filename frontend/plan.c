@@ -6,8 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* ---- dims, presets, set
- * ---------------------------------------------------------------------- */
+/* ---- dims, presets, set ---------------------------------------------------------- */
 
 /* A dim of a plan or recipe.  One that a base declared is replaced, with all that was said of
  * it. */
@@ -32,16 +31,16 @@ static void apply_set(Expander *x, DimTable *table, const Directive *d, const ch
         return;
     }
     Diagnostic *diagnostic = complain(
-        x, NULL, d->name.span, "`set` is about %s, which is no dim or flag", d->name.text);
+        x, NULL, d->name.span, "`set` is about `%s`, which is no dim or flag", d->name.text);
     Frame frame = frame_begin(NULL, NULL, table);
     const char *nearest = nearest_visible(&frame, d->name.text);
     frame_end(&frame);
     if (nearest)
-        help(diagnostic, "did you mean %s?", nearest);
+        help(diagnostic, "did you mean `%s`?", nearest);
 }
 
 static void declare_plan_item(Expander *x, const Item *item) {
-    const char *owner = arena_printf(x->arena, "plan %s", item->name.text);
+    const char *owner = arena_printf(x->arena, "plan `%s`", item->name.text);
     for (const Directive *d = item->directives; d; d = d->next)
         if (d->kind == DIRECTIVE_DIM || d->kind == DIRECTIVE_FLAG)
             declare_own(x, &x->plan_dims, d, owner);
@@ -65,8 +64,7 @@ void declare_plan(Expander *x) {
         declare_plan_item(x, x->plan_chain.data[i]);
 }
 
-/* ---- paths
- * ----------------------------------------------------------------------------------- */
+/* ---- paths ----------------------------------------------------------------------- */
 
 void weight_paths(const Expander *x, Paths *paths) {
     for (int64_t i = 0; i < x->module->states.count; i++)
@@ -102,8 +100,7 @@ void factorized_paths(Expander *x, bool values, Paths *paths) {
         }
 }
 
-/* ---- what factorize asks of a weight
- * ---------------------------------------------------------- */
+/* ---- what factorize asks of a weight --------------------------------------------- */
 
 /* Who reads each state, in live code. */
 typedef struct Uses {
@@ -165,8 +162,8 @@ static bool keeps_outputs(const Expander *x, const Node *dot, StateId id) {
 static void complain_weight(Expander *x, Span span, const State *weight, const char *why,
                             const Node *use, const Node *other) {
     Diagnostic *d =
-        complain(x, NULL, span, "factorize cannot replace %s: %s", weight->path, why);
-    note_at(d, weight->span, "%s is declared here", weight->path);
+        complain(x, NULL, span, "`factorize` cannot replace `%s`: %s", weight->path, why);
+    note_at(d, weight->span, "`%s` is declared here", weight->path);
     if (other)
         note_at(d, other->span, "it is used here");
     if (use)
@@ -196,8 +193,7 @@ static bool check_factorizable(Expander *x, const Uses *uses, StateId id, Span s
     return !why;
 }
 
-/* ---- directives
- * ------------------------------------------------------------------------------ */
+/* ---- directives ------------------------------------------------------------------ */
 
 static const Item *wanted_block(Expander *x, const Directive *d) {
     Name name = d->call->name;
@@ -205,14 +201,14 @@ static const Item *wanted_block(Expander *x, const Directive *d) {
     if (item && item->kind == ITEM_BLOCK)
         return item;
     Diagnostic *diagnostic = complain(
-        x, NULL, name.span, item ? "%s is no block" : "no block is named %s", name.text);
+        x, NULL, name.span, item ? "`%s` is no block" : "no block is named `%s`", name.text);
     ARRAY(const char *) names = {0};
     for (int64_t i = 0; i < x->items.count; i++)
         if (x->items.data[i].item->kind == ITEM_BLOCK)
             array_push(&names, x->items.data[i].item->name.text);
     const char *nearest = nearest_name(name.text, names.data, (int)names.count);
     if (nearest && !item)
-        help(diagnostic, "did you mean %s?", nearest);
+        help(diagnostic, "did you mean `%s`?", nearest);
     array_free(&names);
     return NULL;
 }
@@ -239,7 +235,7 @@ static bool product_formals(Expander *x, const Item *block, Span span,
     if (fine && formals->x && formals->in && formals->out)
         return true;
     Diagnostic *d = complain(x, NULL, span,
-                             "block %s cannot stand in for a product of x and a "
+                             "block `%s` cannot stand in for a product of x and a "
                              "weight",
                              block->name.text);
     note_at(d, block->name.span, "it is declared here");
@@ -286,20 +282,32 @@ static void keep_for_later(Expander *x, const Directive *d, const char *what,
     c->later[c->later_count++] = (Directive *)(uintptr_t)d;
 }
 
+/* What stands behind those prefixes of a path that are matched scopes. */
+static void add_inside(const StringMap *matched, const char *path, Paths *inside) {
+    char *prefix = checked_alloc(strlen(path) + 1);
+    for (size_t i = 0; path[i]; i++) {
+        if (path[i] == '.' && string_map_get(matched, prefix, 0))
+            array_push(inside, path + i + 1);
+        prefix[i] = path[i];
+    }
+    free(prefix);
+}
+
 /* `keep` patterns are read within each matched scope. */
 static void check_keeps(Expander *x, const Directive *d, const Paths *scopes,
                         const Paths *values) {
     Paths inside = {0};
+    StringMap matched = {0};
     for (int64_t i = 0; i < scopes->count; i++) {
         const Selector *s = d->selectors;
         while (s && !selector_matches_path(x, s, &x->plan_dims, scopes->data[i]))
             s = s->next;
-        size_t length = strlen(scopes->data[i]);
-        for (int64_t k = 0; s && k < values->count; k++)
-            if (strncmp(values->data[k], scopes->data[i], length) == 0 &&
-                values->data[k][length] == '.')
-                array_push(&inside, values->data[k] + length + 1);
+        if (s)
+            string_map_set(&matched, scopes->data[i], 1);
     }
+    for (int64_t k = 0; k < values->count; k++)
+        add_inside(&matched, values->data[k], &inside);
+    string_map_free(&matched);
     for (const Selector *s = d->keep; s; s = s->next)
         check_selector(x, s, &x->plan_dims, inside.data, inside.count,
                        "value in what is recomputed");
@@ -337,12 +345,12 @@ static void check_precision(Expander *x, const Directive *d) {
         return;
     }
     Diagnostic *diagnostic =
-        complain(x, NULL, d->name.span, "%s is no precision", d->name.text);
+        complain(x, NULL, d->name.span, "`%s` is no precision", d->name.text);
     const char *nearest = nearest_name(d->name.text, names, COUNT_OF(names));
     if (nearest)
-        help(diagnostic, "did you mean %s?", nearest);
+        help(diagnostic, "did you mean `%s`?", nearest);
     else
-        help(diagnostic, "it is f32 or bf16");
+        help(diagnostic, "it is `f32` or `bf16`");
 }
 
 static void check_memory(Expander *x, const Directive *d) {
@@ -371,8 +379,7 @@ void check_plan(Expander *x) {
         }
 }
 
-/* ---- placing a block
- * -------------------------------------------------------------------------- */
+/* ---- placing a block ------------------------------------------------------------- */
 
 static void bind_axes(Frame *f, Name name, const AxisId *axes, int count) {
     AxisList list = {.count = count};
@@ -401,7 +408,7 @@ static NodeId check_product(Expander *x, const Factorize *factorize, const char 
     if (type_equal(type, wanted))
         return result.node;
     Diagnostic *d = complain(x, NULL, factorize->directive->call->span,
-                             "in the place of %s, %s gives %s, where the product is %s", path,
+                             "in the place of `%s`, %s gives %s, where the product is %s", path,
                              excerpt(x, factorize->directive->call->span), axes_text(x, type),
                              axes_text(x, wanted));
     explain_difference(x, d, wanted, factorize->directive->call, type);

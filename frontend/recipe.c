@@ -35,8 +35,7 @@ static const ValueName value_names[] = {
     {"validate", DIRECTIVE_VALIDATE},
 };
 
-/* ---- names
- * ----------------------------------------------------------------------------------- */
+/* ---- names ----------------------------------------------------------------------- */
 
 static const Item *use_optimizer(const Expander *x, const OptimizerUse *use) {
     const Item *item = find_item(x, use->call->name.text, use->call->span.source);
@@ -66,8 +65,7 @@ bool recipe_knows(Expander *x, const char *name) {
     return false;
 }
 
-/* ---- declaration
- * ----------------------------------------------------------------------------- */
+/* ---- declaration ----------------------------------------------------------------- */
 
 /* A recipe's preset or `set`: about its dims, or about its values. */
 static void apply_setting(Expander *x, Name name, const Expr *value, SetBy by,
@@ -84,12 +82,12 @@ static void apply_setting(Expander *x, Name name, const Expr *value, SetBy by,
             array_push(&x->recipe->settings, setting);
         return;
     }
-    Diagnostic *d = complain(x, NULL, name.span, "%s is no value of this recipe", name.text);
+    Diagnostic *d = complain(x, NULL, name.span, "`%s` is no value of this recipe", name.text);
     const char *names[256];
     int count = recipe_names(x, names, COUNT_OF(names));
     const char *nearest = nearest_name(name.text, names, count);
     if (nearest)
-        help(d, "did you mean %s?", nearest);
+        help(d, "did you mean `%s`?", nearest);
 }
 
 static void collect_uses(Expander *x) {
@@ -117,7 +115,7 @@ static void collect_uses(Expander *x) {
 }
 
 static void declare_recipe_item(Expander *x, const Item *item) {
-    const char *owner = arena_printf(x->arena, "recipe %s", item->name.text);
+    const char *owner = arena_printf(x->arena, "recipe `%s`", item->name.text);
     for (const Directive *d = item->directives; d; d = d->next)
         if (d->kind == DIRECTIVE_DIM || d->kind == DIRECTIVE_FLAG) {
             Dim *dim = dim_new(x, d->name.text, d->name.span);
@@ -162,8 +160,7 @@ void recipe_free(Expander *x) {
     free(x->compilation->recipe.groups);
 }
 
-/* ---- values
- * ---------------------------------------------------------------------------------- */
+/* ---- values ---------------------------------------------------------------------- */
 
 static const Expr *directive_value(const Expander *x, const char *name) {
     const Expr *value = NULL;
@@ -200,7 +197,8 @@ static const Expr *voiced(Expander *x, const char *name, const Expr *otherwise) 
 static void settle_whole(Expander *x, const char *name, int64_t least, int64_t *value) {
     const Expr *e = voiced(x, name, directive_value(x, name));
     if (e)
-        evaluate_whole(x, e, &x->recipe_dims, name, least, value);
+        evaluate_whole(x, e, &x->recipe_dims, arena_printf(x->arena, "`%s`", name), least,
+                       value);
 }
 
 static void settle_real(Expander *x, const char *name, double most, double *value) {
@@ -213,7 +211,7 @@ static void settle_real(Expander *x, const char *name, double most, double *valu
     if (number.kind != NUMBER_BOOL && number.real >= 0 && number.real <= most)
         *value = number.real;
     else
-        complain(x, NULL, e->span, "%s is %s, and must be between 0 and %g", name,
+        complain(x, NULL, e->span, "`%s` is %s, and must be between 0 and %g", name,
                  number_text(x, number), most);
 }
 
@@ -226,8 +224,7 @@ static void settle_schedule(Expander *x, Recipe *recipe) {
     settle_real(x, "final", 1, &recipe->final_share);
 }
 
-/* ---- optimizers
- * ------------------------------------------------------------------------------ */
+/* ---- optimizers ------------------------------------------------------------------ */
 
 static const Expr *named_argument(const Expr *call, const char *name) {
     const Expr *args = call->args;
@@ -260,15 +257,15 @@ static void check_arguments(Expander *x, const Item *item, const Expr *list) {
         if (arg->kind != EXPR_NAMED) {
             Diagnostic *d =
                 complain(x, NULL, arg->span, "the values of an optimizer are named");
-            help(d, "write %s(%s = %s)", item->name.text, count ? names[0] : "lr", "…");
+            help(d, "write `%s(%s = %s)`", item->name.text, count ? names[0] : "lr", "…");
             continue;
         }
-        Diagnostic *d = complain(x, NULL, arg->name.span, "%s has no value %s", item->name.text,
+        Diagnostic *d = complain(x, NULL, arg->name.span, "`%s` has no value `%s`", item->name.text,
                                  arg->name.text);
-        note_at(d, item->name.span, "%s is declared here", item->name.text);
+        note_at(d, item->name.span, "`%s` is declared here", item->name.text);
         const char *nearest = nearest_name(arg->name.text, names, count);
         if (nearest)
-            help(d, "did you mean %s?", nearest);
+            help(d, "did you mean `%s`?", nearest);
     }
 }
 
@@ -278,7 +275,7 @@ static Number settle_hyperparameter(Expander *x, const Item *item, const Expr *c
     const Expr *e = voiced(x, p->name.text, argument ? argument : p->fallback);
     if (e)
         return evaluate(x, e, e == p->fallback ? &x->globals : &x->recipe_dims);
-    Diagnostic *d = complain(x, NULL, call->span, "this use of %s gives no %s", item->name.text,
+    Diagnostic *d = complain(x, NULL, call->span, "this use of `%s` gives no `%s`", item->name.text,
                              p->name.text);
     note_at(d, p->name.span, "it has no default");
     return (Number){0};
@@ -310,7 +307,7 @@ static const Item *wanted_optimizer(Expander *x, const OptimizerUse *use) {
         return check_optimizer(x, item) ? item : NULL;
     if (use == &x->recipe->fallback)
         return NULL; /* a text without the library can be checked, not trained */
-    Diagnostic *d = complain(x, NULL, use->call->name.span, "no optimizer is named %s",
+    Diagnostic *d = complain(x, NULL, use->call->name.span, "no optimizer is named `%s`",
                              use->call->name.text);
     ARRAY(const char *) names = {0};
     for (int64_t i = 0; i < x->items.count; i++)
@@ -318,7 +315,7 @@ static const Item *wanted_optimizer(Expander *x, const OptimizerUse *use) {
             array_push(&names, x->items.data[i].item->name.text);
     const char *nearest = nearest_name(use->call->name.text, names.data, (int)names.count);
     if (nearest)
-        help(d, "did you mean %s?", nearest);
+        help(d, "did you mean `%s`?", nearest);
     array_free(&names);
     return NULL;
 }
@@ -361,8 +358,7 @@ const Number *recipe_hyperparameters(const Expander *x, int group) {
     return x->recipe->hyperparameters[group];
 }
 
-/* ---- after expansion
- * -------------------------------------------------------------------------- */
+/* ---- after expansion ------------------------------------------------------------- */
 
 static int32_t find_group(Expander *x, const char *path) {
     int32_t rest = -1;
@@ -382,43 +378,45 @@ int32_t recipe_group_of(Expander *x, const char *path, Span span) {
     if (group < 0) {
         const Item *recipe = x->recipe_chain.data[x->recipe_chain.count - 1];
         Diagnostic *d =
-            complain(x, NULL, recipe->name.span, "recipe %s has no optimizer for parameter %s",
+            complain(x, NULL, recipe->name.span, "recipe `%s` has no optimizer for parameter `%s`",
                      recipe->name.text, path);
-        note_at(d, span, "%s is declared here", path);
+        note_at(d, span, "`%s` is declared here", path);
         help(d, "add one without `on`: it is for everything else");
     }
     return group;
 }
 
-static bool is_factorized(const Compilation *c, StateId id) {
+/* Which states a plan replaces; one byte each. */
+static unsigned char *factorized_states(const Compilation *c) {
+    unsigned char *replaced = checked_alloc((size_t)c->module->states.count + 1);
     for (int i = 0; i < c->factorize_count; i++)
         for (int k = 0; k < c->factorizes[i].weight_count; k++)
-            if (c->factorizes[i].weights[k] == id)
-                return true;
-    return false;
+            replaced[c->factorizes[i].weights[k]] = 1;
+    return replaced;
 }
 
 static void group_weights(Expander *x) {
     const Compilation *c = x->compilation;
+    unsigned char *replaced = factorized_states(c);
     for (StateId id = 0; id < x->module->states.count; id++) {
         State *state = &x->module->states.data[id];
         if (state->role != ROLE_WEIGHT)
             continue;
-        bool replaced = is_factorized(c, id);
-        int32_t group = replaced ? find_group(x, state->path)
-                                 : recipe_group_of(x, state->path, state->span);
+        int32_t group = replaced[id] ? find_group(x, state->path)
+                                     : recipe_group_of(x, state->path, state->span);
         state->group = group < 0 ? 0 : group;
         const Item *optimizer = c->recipe.groups[state->group].optimizer;
-        if (replaced || group < 0 || !optimizer || !optimizer_matrix(optimizer) ||
+        if (replaced[id] || group < 0 || !optimizer || !optimizer_matrix(optimizer) ||
             (state->in_count && state->out_count))
             continue;
         Diagnostic *d =
             complain(x, NULL, c->recipe.groups[group].call->span,
-                     "%s is for matrices, and parameter %s has no inputs and outputs",
+                     "`%s` is for matrices, and parameter `%s` has no inputs and outputs",
                      optimizer->name.text, state->path);
-        note_at(d, state->span, "%s is declared here", state->path);
+        note_at(d, state->span, "`%s` is declared here", state->path);
         help(d, "give it to another optimizer with `on`");
     }
+    free(replaced);
 }
 
 static void check_selectors(Expander *x) {
@@ -443,7 +441,7 @@ static void check_batch(Expander *x, Recipe *recipe) {
         x, NULL, e->span, "a batch of %" PRId64 " is no multiple of a micro-batch of %" PRId64,
         recipe->batch, sequences);
     explain_axis(x, d, axis);
-    help(d, "choose %s so that it divides the batch, as in -D %s=%d", axis_name(x, axis),
+    help(d, "choose `%s` so that it divides the batch, as in `-D %s=%d`", axis_name(x, axis),
          axis_name(x, axis), 1);
 }
 

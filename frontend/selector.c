@@ -9,6 +9,7 @@
 #include <string.h>
 
 enum { MAX_SEGMENTS = 63, MAX_LISTED = 12 };
+enum { MAX_MATCH_STEPS = 200000000 }; /* parts of selectors held against paths, for one model */
 
 typedef struct Segment { /* layer[3] */
     const char *name;
@@ -27,8 +28,7 @@ typedef struct Matcher {
     const Selector *alternative;
 } Matcher;
 
-/* ---- paths
- * ----------------------------------------------------------------------------------- */
+/* ---- paths ----------------------------------------------------------------------- */
 
 static bool split_path(Matcher *m, const char *path) {
     m->count = 0;
@@ -48,8 +48,7 @@ static bool split_path(Matcher *m, const char *path) {
     return true;
 }
 
-/* ---- matching
- * -------------------------------------------------------------------------------- */
+/* ---- matching -------------------------------------------------------------------- */
 
 static bool range_bound(Matcher *m, const Expr *e, int64_t *bound) {
     if (e->kind == EXPR_NUMBER) {
@@ -117,6 +116,7 @@ static uint64_t match_choice(Matcher *m, const SelectorPart *part, uint64_t star
 static uint64_t match_parts(Matcher *m, const SelectorPart *parts, int limit, uint64_t starts,
                             const SelectorPart *index_of_last) {
     for (const SelectorPart *part = parts; part && starts && limit-- > 0; part = part->next) {
+        m->x->match_steps++;
         const SelectorPart *indexer = part->next ? NULL : index_of_last;
         if (part->kind == PART_CHOICE) {
             starts = match_choice(m, part, starts, indexer);
@@ -130,8 +130,18 @@ static uint64_t match_parts(Matcher *m, const SelectorPart *parts, int limit, ui
     return starts;
 }
 
+/* False, after one report, when selectors and paths are too many. */
+static bool spend_match(Matcher *m, Span span) {
+    Expander *x = m->x;
+    if (++x->match_steps <= MAX_MATCH_STEPS || x->exhausted)
+        return !x->exhausted;
+    x->exhausted = true;
+    complain(x, NULL, span, "the selectors take more than %d steps to match", MAX_MATCH_STEPS);
+    return false;
+}
+
 static bool matches(Matcher *m, const Selector *selector, const char *path) {
-    return split_path(m, path) &&
+    return spend_match(m, selector->span) && split_path(m, path) &&
            (match_parts(m, selector->parts, INT32_MAX, 1, NULL) >> m->count & 1);
 }
 
@@ -155,8 +165,7 @@ static bool matches_any(Matcher *m, const Selector *selector, const char *const 
     return false;
 }
 
-/* ---- near misses
- * ----------------------------------------------------------------------------- */
+/* ---- near misses ----------------------------------------------------------------- */
 
 /* What could stand in the place of the first part that leads nowhere. */
 typedef struct Near {
@@ -195,7 +204,7 @@ static void collect_near(Matcher *m, const Selector *selector, int taken,
                          const char *const *paths, int64_t count, Near *near) {
     *near = (Near){.largest_index = -1};
     for (int64_t i = 0; i < count; i++) {
-        if (!split_path(m, paths[i]))
+        if (!spend_match(m, selector->span) || !split_path(m, paths[i]))
             continue;
         uint64_t ends = match_parts(m, selector->parts, taken, 1, NULL);
         for (int k = 0; k < m->count; k++)
@@ -207,18 +216,18 @@ static void collect_near(Matcher *m, const Selector *selector, int taken,
 static void explain_near(Diagnostic *d, const SelectorPart *failing, const Near *near) {
     Text all = {0};
     for (int i = 0; i < near->count; i++)
-        text_printf(&all, "%s%s", i ? ", " : "", near->names[i]);
+        text_printf(&all, "%s`%s`", i ? ", " : "", near->names[i]);
     if (failing->kind != PART_NAME) {
         help(d, "in that place there is %s%s", text_string(&all), near->more ? ", …" : "");
     } else if (near->largest_index >= 0) {
-        help(d, "%s has indices 0 to %" PRId64 ": write %s[*], %s[0] or %s[0..%" PRId64 "]",
+        help(d, "`%s` has indices 0 to %" PRId64 ": write `%s[*]`, `%s[0]` or `%s[0..%" PRId64 "]`",
              failing->name.text, near->largest_index, failing->name.text, failing->name.text,
              failing->name.text, near->largest_index);
     } else {
         const char *nearest = nearest_name(failing->name.text, near->names, near->count);
         if (nearest)
-            help(d, "did you mean %s?", nearest);
-        help(d, "in the place of %s there is %s%s", failing->name.text, text_string(&all),
+            help(d, "did you mean `%s`?", nearest);
+        help(d, "in the place of `%s` there is %s%s", failing->name.text, text_string(&all),
              near->more ? ", …" : "");
     }
     text_free(&all);
@@ -226,6 +235,8 @@ static void explain_near(Diagnostic *d, const SelectorPart *failing, const Near 
 
 static void complain_no_match(Matcher *m, const Selector *selector, Span span,
                               const char *const *paths, int64_t count, const char *what) {
+    if (m->x->exhausted)
+        return;
     Diagnostic *d = complain(m->x, NULL, span, "%s matches no %s", excerpt(m->x, span), what);
     int length = 0;
     for (const SelectorPart *part = selector->parts; part; part = part->next)

@@ -8,7 +8,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
-enum { MAX_USE_DEPTH = 100 };
+enum { MAX_USE_DEPTH = 100, MAX_NEAR_FILES = 50 };
 #define MAX_TEXT_BYTES ((size_t)100 << 20)
 
 /* The library: texts that the program carries within itself. */
@@ -48,8 +48,7 @@ static LoadedText *add_loaded(Texts *texts, const char *identity, char *bytes) {
     return text;
 }
 
-/* ---- files ----------------------------------------------------------------------------------
- */
+/* ---- files ----------------------------------------------------------------------- */
 
 /* "" or the folder with its slash. */
 static const char *folder_of(Arena *arena, const char *path) {
@@ -98,8 +97,7 @@ static char *read_text(const char *path, size_t *length) {
     return read_file(path, MAX_TEXT_BYTES, length);
 }
 
-/* ---- loading --------------------------------------------------------------------------------
- */
+/* ---- loading --------------------------------------------------------------------- */
 
 static bool load(Texts *texts, const char *path, Span use, int depth, Diagnostics *diagnostics);
 
@@ -151,7 +149,8 @@ static void report_unreadable(Arena *arena, const char *path, Span use, int erro
     Diagnostic *diagnostic =
         use.source ? error_at(diagnostics, use, "cannot read `%s`: %s", path, reason(error))
                    : error_in_file(diagnostics, path, "cannot read it: %s", reason(error));
-    const char *near = error == ENOENT ? near_file(arena, path) : NULL;
+    bool first_errors = diagnostics_errors(diagnostics) <= MAX_NEAR_FILES;
+    const char *near = error == ENOENT && first_errors ? near_file(arena, path) : NULL;
     if (near)
         help(diagnostic, "did you mean `%s`?", near);
     if (use.source && error == ENOENT)

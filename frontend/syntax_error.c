@@ -27,8 +27,7 @@ const char *syntax_quote(Arena *arena, Span span) {
     return result;
 }
 
-/* ---- what was expected ----------------------------------------------------------------------
- */
+/* ---- what was expected ----------------------------------------------------------- */
 
 typedef struct Expected {
     const char *const *tokens; /* the grammar's names */
@@ -137,8 +136,7 @@ static const char *describe_found(Parser *parser) {
     }
 }
 
-/* ---- remedies -------------------------------------------------------------------------------
- */
+/* ---- remedies -------------------------------------------------------------------- */
 
 static bool is_reserved(int kind) {
     return kind >= TOKEN_AND && kind <= TOKEN_TRUE;

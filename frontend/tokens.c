@@ -33,8 +33,7 @@ Item *parse_source(const Source *source, Arena *arena, Diagnostics *diagnostics)
     return items;
 }
 
-/* ---- the newline rule -----------------------------------------------------------------------
- */
+/* ---- the newline rule ------------------------------------------------------------ */
 
 const Bracket *parser_bracket(const Parser *parser) {
     return parser->depth > 0 ? &parser->brackets[parser->depth - 1] : NULL;
@@ -141,8 +140,7 @@ static Token newline_before(const Parser *parser, Token next) {
     return newline;
 }
 
-/* ---- brackets -------------------------------------------------------------------------------
- */
+/* ---- brackets -------------------------------------------------------------------- */
 
 static const char closing[] = {[BRACKET_ROUND] = ')',
                                [BRACKET_SQUARE] = ']',
@@ -249,8 +247,7 @@ static bool begins_item(int kind) {
            kind == TOKEN_PLAN || kind == TOKEN_RECIPE;
 }
 
-/* ---- the grammar's tokens -------------------------------------------------------------------
- */
+/* ---- the grammar's tokens -------------------------------------------------------- */
 
 /* Nothing more is said about a text that ends early: broken off at a NUL byte, after too many
  * errors, or where its tree is too large. */
@@ -337,8 +334,7 @@ int yylex(YYSTYPE *value, Span *place, Parser *parser) {
     return token.kind;
 }
 
-/* ---- errors ---------------------------------------------------------------------------------
- */
+/* ---- errors ---------------------------------------------------------------------- */
 
 /* Brackets open around the statement that is broken: up to the innermost body that the grammar
  * has entered.  Bodies whose `}` is still to come to the grammar count as open. */

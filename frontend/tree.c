@@ -7,8 +7,7 @@
 
 #define NEW(parser, T) ((T *)arena_alloc((parser)->arena, sizeof(T)))
 
-/* ---- names ----------------------------------------------------------------------------------
- */
+/* ---- names ----------------------------------------------------------------------- */
 
 void tree_append_name(Parser *parser, NameList *names, Name name) {
     if (names->count == names->capacity) {
@@ -39,8 +38,7 @@ static void copy_axes(Parser *parser, Name axes[MAX_AXES], int *count, NameList 
     }
 }
 
-/* ---- expressions ----------------------------------------------------------------------------
- */
+/* ---- expressions ----------------------------------------------------------------- */
 
 static int deepest(const Expr *list) {
     int depth = 0;
@@ -224,8 +222,7 @@ IndexItem *tree_rename(Parser *parser, const Expr *from, NameList to, bool to_li
     return item;
 }
 
-/* ---- types and parameters -------------------------------------------------------------------
- */
+/* ---- types and parameters -------------------------------------------------------- */
 
 TypeExpr *tree_axes(Parser *parser, NameList left, const NameList *right) {
     TypeExpr *type = NEW(parser, TypeExpr);
@@ -270,8 +267,7 @@ ParameterList tree_parameter_group(ParameterList before, ParameterList group) {
     return before;
 }
 
-/* ---- statements -----------------------------------------------------------------------------
- */
+/* ---- statements ------------------------------------------------------------------ */
 
 static int deepest_statement(const Statement *list) {
     int depth = 0;
@@ -332,8 +328,7 @@ StatementList tree_set_kind(StatementList list, StatementKind kind) {
     return list;
 }
 
-/* ---- plans and recipes ----------------------------------------------------------------------
- */
+/* ---- plans and recipes ----------------------------------------------------------- */
 
 SelectorPart *tree_part(Parser *parser, int kind) {
     SelectorPart *part = NEW(parser, SelectorPart);
@@ -444,8 +439,8 @@ Expr *tree_bytes(Parser *parser, Expr *value, Name unit, Span span) {
         if (toupper((unsigned char)unit.text[0]) == units[i][0] && strlen(unit.text) <= 3)
             near = units[i];
     help(error, "%s",
-         near ? arena_printf(parser->arena, "write %s", near)
-              : "bytes have no unit; others are KiB, MiB, GiB and TiB");
+         near ? arena_printf(parser->arena, "write `%s`", near)
+              : "bytes have no unit; others are `KiB`, `MiB`, `GiB` and `TiB`");
     return value;
 }
 
@@ -462,8 +457,7 @@ Expr *tree_split_bytes(Parser *parser, Expr *value) {
                       value->span);
 }
 
-/* ---- items ----------------------------------------------------------------------------------
- */
+/* ---- items ----------------------------------------------------------------------- */
 
 ItemList tree_item(Parser *parser, ItemKind kind, Name name, Span span) {
     Item *item = NEW(parser, Item);
@@ -503,8 +497,7 @@ ItemList tree_plan(Parser *parser, ItemKind kind, Name name, NameList extends,
     return list;
 }
 
-/* ---- what belongs where ---------------------------------------------------------------------
- */
+/* ---- what belongs where ---------------------------------------------------------- */
 
 #define IN(kind)  (1u << (kind))
 #define IN_BODIES (IN(ITEM_BLOCK) | IN(ITEM_FN) | IN(ITEM_OPTIMIZER) | IN(ITEM_MODEL))

@@ -790,7 +790,8 @@ static void set_dependence(const Function *function, Node *node) {
 
 NodeId function_append(Function *function, Node node) {
     if (function->nodes.count >= MAX_NODES)
-        internal_error("function %s has more than %d nodes", function->name, MAX_NODES);
+        refuse_at(node.span, "here the graph of `%s` passes %d nodes: the model is too large",
+                  function->name, MAX_NODES);
     if (node.input_count) {
         size_t bytes = (size_t)node.input_count * sizeof *node.inputs;
         NodeId *inputs = arena_alloc(function->module->arena, bytes);
