@@ -21,21 +21,24 @@
  * the regions within it, and are scalars.  Memory is reached by loads and stores alone, at
  * addresses that are affine in loop indices and i32 values.
  *
- *   parallel loop   iterations are independent: OpenMP threads, a grid's blocks.  Nested ones
- * are perfectly nested.  Between two parallel nests in a kernel's own region all memory is
- * synchronized; what stands in that region itself is run once. serial loop     iterations run
- * in order lanes loop      iterations are independent and the fastest in memory: SIMD lanes,
- * the threads of a block.  In each iteration all loads come before the stores, and no iteration
- * loads what another stores.  Lanes loops hold no loops. tile            a loop with `tile_of`
- * runs over tile `i` of `total` positions, i being that loop's index: min(extent, total -
- * extent * i) iterations reduce          in a lanes loop: its value, seen after the loop, is
- * the sum or maximum of its operand over the iterations, in the *fixed order*
+ *   parallel loop   iterations are independent: OpenMP threads, a grid's blocks.  Nested
+ *                   ones are perfectly nested.  Between two parallel nests in a kernel's own
+ *                   region all memory is synchronized; what stands in that region itself is
+ *                   run once.
+ *   serial loop     iterations run in order
+ *   lanes loop      iterations are independent and the fastest in memory: SIMD lanes, the
+ *                   threads of a block.  In each iteration all loads come before the stores,
+ *                   and no iteration loads what another stores.  Lanes loops hold no loops.
+ *   tile            a loop with `tile_of` runs over tile i of `total` positions, i being that
+ *                   loop's index: min(extent, total - extent * i) iterations
+ *   reduce          in a lanes loop: its value, seen after the loop, is the sum or maximum of
+ *                   its operand over the iterations, in the *fixed order*
  *
- * The fixed order of n terms is a function of n alone.  n <= REDUCE_BLOCK: term i is added to
- * lane i mod REDUCE_LANES in turn, lanes start at 0 (sum) or -infinity (max), then lane j takes
- * in lane j + w for w = 64, 32, … 1.  Larger n: blocks of REDUCE_BLOCK terms are reduced so,
- * and the partial results, in block order, are reduced in the fixed order in their turn.  `x
- * takes in y` is x + y, and x > y ? x : y.
+ * The fixed order of n terms is a function of n alone.  n <= REDUCE_BLOCK: lanes start at 0
+ * (sum) or -infinity (max); term i is taken in by lane i mod REDUCE_LANES, in turn; then lane j
+ * takes in lane j + w, for w = 64, 32, … 1.  Larger n: blocks of REDUCE_BLOCK terms are reduced
+ * so, and the partial results, in block order, are reduced in the fixed order in their turn.
+ * That x takes in y means x + y, or x > y ? x : y.
  *
  * Nothing here is particular to C or CUDA. */
 enum { REDUCE_LANES = 128, REDUCE_BLOCK = 32768 };
@@ -58,16 +61,17 @@ typedef enum InstructionKind {
     KERNEL_CONSTANT, /* number */
     KERNEL_SCALAR,   /* argument `integer` of the kernel's scalars; f64 */
     KERNEL_INDEX,    /* `at` as an i32 */
-    KERNEL_DIGIT, /* `at` / divisor % modulus, an i32: the position along one axis of a position
-                     in [0, integer) that runs through several axes */
-    KERNEL_MAP,   /* op of inputs, as in ops.def */
-    KERNEL_RANDOM, /* random_uniform; inputs: seed, step, sample0 (f64 scalars); site `integer`;
-                      the sample is sample0 + `sample`, the index within it `at`; f32 */
-    KERNEL_LOAD,   /* buffer[at] */
-    KERNEL_STORE,  /* buffer[at] = inputs[0] */
-    KERNEL_REDUCE, /* op (sum, max) of inputs[0] over the lanes loop it stands in */
-    KERNEL_LOCAL, /* a local buffer's life begins, to the end of this region; not initialized */
-    KERNEL_LOOP   /* value: the index, from 0 */
+    KERNEL_DIGIT,    /* `at` / divisor % modulus, an i32: the position along one axis of a
+                        position in [0, integer) that runs through several axes */
+    KERNEL_MAP,      /* op of inputs, as in ops.def */
+    KERNEL_RANDOM,   /* random_uniform of seed, step, sample0 (inputs; f64 scalars) and site
+                        `integer`; the sample is sample0 + `sample`, the index in it `at`; f32 */
+    KERNEL_LOAD,     /* buffer[at] */
+    KERNEL_STORE,    /* buffer[at] = inputs[0] */
+    KERNEL_REDUCE,   /* op (sum, max) of inputs[0] over the lanes loop it stands in */
+    KERNEL_LOCAL,    /* a local buffer's life begins, to the end of this region; it starts with
+                        no values */
+    KERNEL_LOOP      /* value: the index, from 0 */
 } InstructionKind;
 
 typedef ARRAY(ValueId) Region; /* instructions in order */
@@ -144,7 +148,7 @@ double kernel_traffic(const Kernel *kernel);
  * loop leaves it), and one that is there already is not made again. */
 typedef struct KernelBuilder {
     Kernel *kernel;
-    ARRAY(Region *) open;  /* open.data[0] is the kernel's body */
+    ARRAY(Region *) open;  /* the first is the kernel's body */
     ARRAY(ValueId) nests;  /* for each open region but the first: the outermost loop to close */
     ARRAY(Region *) homes; /* by value: the region from which on it is seen */
     ARRAY(ValueId) same;   /* by value: the next one in its bucket */
@@ -222,14 +226,14 @@ typedef struct GroupIndex {
 GroupIndex group_index(const Function *function, Arena *arena);
 
 /* Lowers one flat, row, column or scatter group.  Memory in `arena`, but for the kernel's
- * arrays. row     for each row: sweeps over the inner axes, one for each depth of reductions,
- * then one for what depends on the last; row values between them; a value that is dear to
+ * arrays. row       for each row: sweeps over the inner axes, one for each depth of reductions,
+ * then one for what depends on the last; row values between them.  A value that is dear to
  * compute and wanted in several sweeps is kept in a buffer of the row, as far as those fit in
- * cache.  Few and long rows are cut in blocks of REDUCE_BLOCK that run in parallel. column  the
+ * cache.  Few and long rows are cut in blocks of REDUCE_BLOCK that run side by side. column the
  * summed positions are cut in chunks (a function of their number alone), each summed in order;
- * the partial sums are summed in chunk order. scatter a worker owns a block of the kept axes
- * and walks the index in order. Within a row kernel what it stores is memory of its own: no
- * store may take over an operand's. */
+ * the partial sums are summed in chunk order scatter   a worker owns a block of the kept axes
+ * and walks the index in order Only a flat group's stores may take over the memory of an
+ * operand. */
 LoweredGroup lower_group(const Function *function, const GroupIndex *index, int group,
                          Arena *arena);
 /* Bytes of scratch memory that its kernel wants, each array aligned: a function of extents. */

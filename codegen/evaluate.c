@@ -367,8 +367,8 @@ static ValueId evaluate_gather(Lowering *l, const Node *node, const int32_t *pos
     return load_view(l, table, places);
 }
 
-/* A scatter_add that sums nothing: each element has one value, in the row where its index says.
- */
+/* A scatter_add that sums nothing: each element has one value, in the row where its
+ * index says. */
 static ValueId evaluate_placement(Lowering *l, const Node *node, const int32_t *positions) {
     INTERNAL_CHECK(node->attr.from_count == 0);
     ValueId own =

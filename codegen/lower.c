@@ -28,10 +28,11 @@ enum { MIN_CHUNK = 64 };     /* summed positions of a chunk, at least */
 enum { MAX_CHUNKS = 64 };
 enum { COLUMN_BLOCK = 1024 }; /* columns that a worker sums at a time */
 enum { SCATTER_BLOCK = 128 }; /* kept elements that a worker owns */
+
 /* ---- stores -------------------------------------------------------------------------- */
 
-/* The depth of a value in the group's reductions: the number of the sweep that can compute it.
- */
+/* The depth of a value in the group's reductions: the number of the sweep that can
+ * compute it. */
 static int level_of(Lowering *l, NodeId id) {
     int64_t begin = l->pending.count;
     array_push(&l->pending, id);
@@ -176,8 +177,8 @@ static void close_nest(Lowering *l, bool opened) {
         close_loops(&l->builder);
 }
 
-/* A loop of lanes over one of `blocks` blocks of `total` positions; its position in the whole.
- */
+/* A loop of lanes over one of `blocks` blocks of `total` positions; its position in
+ * the whole. */
 typedef struct Lanes {
     ValueId loop;
     Affine position;
@@ -198,9 +199,7 @@ static int64_t blocks_of(int64_t total, int64_t block) {
     return (total + block - 1) / block;
 }
 
-/* ---- flat ----------------------------------------------------------------------------------
- *
- */
+/* ---- flat ---------------------------------------------------------------------------- */
 
 static void lower_flat(Lowering *l) {
     const Group *group = l->group;
@@ -216,9 +215,7 @@ static void lower_flat(Lowering *l) {
     close_nest(l, parallel);
 }
 
-/* ---- rows ----------------------------------------------------------------------------------
- *
- */
+/* ---- rows ---------------------------------------------------------------------------- */
 
 static const char *inner_name(const Lowering *l) {
     return l->group->inner_count == 1 ? l->module->axes.data[l->group->inner[0]].name : "inner";
@@ -279,8 +276,8 @@ static void lower_short_rows(Lowering *l, int levels) {
     close_nest(l, nest);
 }
 
-/* Whether rows are cut in blocks: few and long ones, and those too long for one thread's stack.
- */
+/* Whether rows are cut in blocks: few and long ones, and those too long for one
+ * thread's stack. */
 static bool is_cut(int64_t rows, int64_t inner) {
     return inner > REDUCE_BLOCK &&
            (rows < FEW_ROWS || inner > (int64_t)MOST_BLOCKS * REDUCE_BLOCK);
@@ -534,8 +531,8 @@ static void lower_wide_columns(Lowering *l, Columns columns, Chunks chunks) {
     close_nest(l, nest);
 }
 
-/* A nest over chunks and columns leaves partial sums, [chunk][column]; another combines them.
- */
+/* A nest over chunks and columns leaves partial sums, [chunk][column]; another
+ * combines them. */
 static void lower_tall_columns(Lowering *l, Columns columns, Chunks chunks) {
     BufferId *partials =
         arena_alloc_array(l->arena, (size_t)l->reductions.count, sizeof *partials);
@@ -633,8 +630,8 @@ static void add_rows(Lowering *l, const Store *store) {
     close_nest(l, nest);
 }
 
-/* Where the result goes to several places, the first is made and the others take it from there.
- */
+/* Where the result goes to several places, the first is made and the others take it
+ * from there. */
 static void copy_memory(Lowering *l, const Store *from, const Store *to) {
     Type type = graph_node(l, to->node)->type;
     Affine element = open_memory(l, type_elements(l->module, type));

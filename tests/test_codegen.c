@@ -221,8 +221,8 @@ static void run_program(const Machine *m, const Program *program, bool guarded) 
         run_step(m, program, &program->steps[i], guarded);
 }
 
-/* ---- compiling -----------------------------------------------------------------------------
- */
+/* ---- compiling
+ * ----------------------------------------------------------------------------- */
 
 /* Offsets in slabs, as `update` would give them. */
 static void place_states(Module *module) {
@@ -621,8 +621,8 @@ static void every_op(void **state) {
     }
 }
 
-/* ---- the order of reductions ----------------------------------------------------------------
- */
+/* ---- the order of reductions
+ * ---------------------------------------------------------------- */
 
 /* The fixed order as codegen.h states it, written down plainly. */
 static float reduce_in_order(bool sum, const float *terms, int64_t n) {

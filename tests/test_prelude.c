@@ -219,8 +219,8 @@ static void remainders(void **state) {
         }
 }
 
-/* Against the definition: the nearer of the two neighbours, the even one where both are near.
- */
+/* Against the definition: the nearer of the two neighbours, the even one where both
+ * are near. */
 static void bf16_rounds_to_nearest_even(void **state) {
     (void)state;
     for (uint64_t bits = 0; bits < UINT64_C(1) << 32; bits += 65521) {
