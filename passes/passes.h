@@ -99,11 +99,13 @@ bool pass_memory(PassContext *context);
 /* ---- layout.c ------------------------------------------------------------------------------
  * Every node gets an order, views and leaves too (the order in which they run through memory).
  *   inputs        as declared
- *   states        outputs first, then inputs, each as declared; gradients, moments like the weight
- *   dot           batch axes, the first operand's own axes, the second operand's own axes, each in
- *                 their operand's order; then the sample axis first where all its axes come from
- *                 one operand with it; then the axes that the value's first consumer (through maps
- *                 and views) sums over move last, in that consumer's order
+ *   states        outputs first, then inputs, each as declared, but the axis along which a gather
+ *                 picks rows before all; gradients, moments like the weight
+ *   dot           batch axes, the own axes of the operand that has the samples (else of the first),
+ *                 those of the other, in their operand's order; own axes that lie behind the batch
+ *                 axes come first (scores [B,J,G,S,T]).  What the first consumer, through maps and
+ *                 views, sums over moves last, in that consumer's order, when it is several axes of
+ *                 a dot (they become one K) or a whole side of a reduction
  *   maps          like the first operand that has all axes; expands follow their use
  *   stack         like its first part, the new axis where the merge above it wants it
  *   adjoints      like their primal
