@@ -801,7 +801,7 @@ static void no_order_fault(Module *m) {
     node_of(m, 4)->placement.order_count = -1;
 }
 static void no_group_fault(Module *m) {
-    node_of(m, 4)->placement.group = -1;
+    node_of(m, 10)->placement.group = -1;
 }
 static void group_range_fault(Module *m) {
     node_of(m, 7)->placement.group = 4;
@@ -887,7 +887,7 @@ static void planted_faults_are_found(void **state) {
         {adjoint_range_fault, "does not come before it"},
         {node_order_fault, "node %7 (mul): its memory order is not one of its axes"},
         {no_order_fault, "node %4 (cast): no memory order"},
-        {no_group_fault, "node %4 (cast): no group computes it"},
+        {no_group_fault, "node %10 (dot): no group computes it"},
         {group_range_fault, "its group is out of range"},
         {cycle_fault, "groups wait for each other in a cycle"},
         {late_fault, "a group runs before one that it reads from"},
