@@ -214,12 +214,11 @@ static size_t clamp_offset(Span span, uint32_t offset) {
 
 static Line line_of(Span span) {
     const char *text = span.source->text, *text_end = text + span.source->length;
-    const char *begin = text + clamp_offset(span, span.begin);
-    const char *end = begin;
-    while (begin > text && begin[-1] != '\n')
-        begin--;
-    while (end < text_end && *end != '\n')
-        end++;
+    const char *place = text + clamp_offset(span, span.begin);
+    const char *before = memrchr(text, '\n', (size_t)(place - text));
+    const char *begin = before ? before + 1 : text;
+    const char *end = memchr(place, '\n', (size_t)(text_end - place));
+    end = end ? end : text_end;
     if (end > begin && end[-1] == '\r')
         end--;
     return (Line){begin, end};
@@ -269,7 +268,8 @@ static void print_caret(FILE *stream, Span span) {
         span_end = line.end;
     int first = column > MAX_SHOWN_COLUMNS / 2 ? column - MAX_SHOWN_COLUMNS / 2 : 1;
     const char *begin = line.begin, *shown_end;
-    if (count_columns(line.begin, line.end) <= MAX_SHOWN_COLUMNS)
+    bool may_fit = line.end - line.begin <= 4 * MAX_SHOWN_COLUMNS; /* bytes of a code point */
+    if (may_fit && count_columns(line.begin, line.end) <= MAX_SHOWN_COLUMNS)
         first = 1;
     bool valid;
     for (int i = 1; i < first && begin < line.end; i++)

@@ -8,8 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MAX_SEGMENTS = 63, MAX_LISTED = 12 };
-enum { MAX_MATCH_STEPS = 200000000 }; /* parts of selectors held against paths, for one model */
+enum { MAX_SEGMENTS = 63, MAX_LISTED = 12, MAX_EXPLAINED_ERRORS = 50 };
+enum { MAX_MATCH_STEPS = 50000000 }; /* parts of selectors held against paths, for one model */
 
 typedef struct Segment { /* layer[3] */
     const char *name;
@@ -180,13 +180,14 @@ static void add_near(Expander *x, Near *near, const SelectorPart *failing,
     if (failing->kind == PART_NAME && name_matches(failing, segment) &&
         segment->index_count == 1 && segment->index > near->largest_index)
         near->largest_index = segment->index;
-    const char *name = arena_printf(x->arena, "%.*s%s", segment->length, segment->name,
-                                    segment->index_count ? "[*]" : "");
+    const char *index = segment->index_count ? "[*]" : "";
     for (int i = 0; i < near->count; i++)
-        if (strcmp(near->names[i], name) == 0)
+        if (strncmp(near->names[i], segment->name, (size_t)segment->length) == 0 &&
+            strcmp(near->names[i] + segment->length, index) == 0)
             return;
     if (near->count < MAX_LISTED)
-        near->names[near->count++] = name;
+        near->names[near->count++] =
+            arena_printf(x->arena, "%.*s%s", segment->length, segment->name, index);
     else
         near->more = true;
 }
@@ -238,6 +239,8 @@ static void complain_no_match(Matcher *m, const Selector *selector, Span span,
     if (m->x->exhausted)
         return;
     Diagnostic *d = complain(m->x, NULL, span, "%s matches no %s", excerpt(m->x, span), what);
+    if (error_count(m->x) > MAX_EXPLAINED_ERRORS)
+        return; /* it is not shown: no need to search */
     int length = 0;
     for (const SelectorPart *part = selector->parts; part; part = part->next)
         length++;
