@@ -546,13 +546,13 @@ bool pass_autodiff(PassContext *context) {
     Function *micro = module_find_function(module, "micro");
     NodeId loss = find_loss(micro);
     if (loss < 0) {
-        error_in_file(context->diagnostics, "autodiff",
+        refuse_module(context, "autodiff",
                       "needs a function `micro` that adds one f32 value to metric `loss_sum`");
         return false;
     }
     for (int64_t id = 0; id < module->states.count; id++)
         if (module->states.data[id].role == ROLE_GRADIENT) {
-            error_in_file(context->diagnostics, "autodiff", "the module has gradients already");
+            refuse_module(context, "autodiff", "the module has gradients already");
             return false;
         }
     add_gradient_states(module);

@@ -959,7 +959,7 @@ bool pass_fuse(PassContext *context) {
     for (int64_t i = 0; i < module->functions.count; i++) {
         const char *broken = check_writes(module->functions.data[i]);
         if (broken) {
-            error_in_file(context->diagnostics, "fuse",
+            refuse_module(context, "fuse",
                           "function `%s` is not as the layout pass gives it: %s",
                           module->functions.data[i]->name, broken);
             return false;

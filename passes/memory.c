@@ -358,27 +358,39 @@ static void place_function(Function *function, bool no_reuse) {
     arena_free(arena);
 }
 
-/* Sizes are at most MAX_ELEMENTS each; together they must stay countable. */
-static bool fits_in_address_space(const Function *function) {
-    int64_t total = 0;
+/* Sizes are at most MAX_ELEMENTS each; together they must stay countable.  Else *largest is the
+ * largest of them. */
+static bool fits_in_address_space(const Function *function, const Node **largest) {
+    int64_t total = 0, most = -1;
+    bool fits = true;
     for (int64_t id = 0; id < function->nodes.count; id++) {
         const Node *node = &function->nodes.data[id];
         int64_t elements = type_elements(function->module, node->type);
-        if (node->placement.stored &&
-            (elements > MAX_ELEMENTS / 8 ||
-             __builtin_add_overflow(total, 8 * elements + ALIGNMENT, &total)))
-            return false;
+        if (!node->placement.stored)
+            continue;
+        fits &= elements <= MAX_ELEMENTS / 8 &&
+                !__builtin_add_overflow(total, 8 * elements + ALIGNMENT, &total);
+        if (elements > most) {
+            most = elements;
+            *largest = node;
+        }
     }
-    return true;
+    return fits;
 }
 
 bool pass_memory(PassContext *context) {
     for (int64_t i = 0; i < context->module->functions.count; i++) {
         Function *function = context->module->functions.data[i];
-        if (!fits_in_address_space(function)) {
-            error_in_file(context->diagnostics, "memory",
-                          "the values of `%s` do not fit in an address space of 64 bits",
-                          function->name);
+        const Node *largest = NULL;
+        if (!fits_in_address_space(function, &largest)) {
+            Arena *arena = arena_new();
+            help(error_at(context->diagnostics, largest->span,
+                          "the values of `%s` do not fit in an address space of 64 bits; the "
+                          "largest is this, `%s` of %.3g elements",
+                          function->name, type_text(context->module, largest->type, arena),
+                          (double)type_elements(context->module, largest->type)),
+                 "choose smaller sizes");
+            arena_free(arena);
             return false;
         }
         place_function(function, context->no_reuse);

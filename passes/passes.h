@@ -29,6 +29,7 @@ typedef struct PassContext {
     Module *module;
     Compilation *compilation;  /* NULL for passes run on IR text that need none */
     Diagnostics *diagnostics;
+    const char *name;          /* of the text that the module is from: what refusals name */
     bool no_fuse, no_reuse;    /* --no-fuse: one group a node; --no-reuse: no memory is shared */
     bool for_training;         /* build gradients and update (else `eval` alone) */
 } PassContext;
@@ -58,6 +59,10 @@ typedef struct PassReports {
 bool run_passes(PassContext *context, const char *last, PassReports *reports);
 /* Runs the named passes, comma-separated, in the order given (`colac opt`). */
 bool run_named_passes(PassContext *context, const char *names, Stage *stage);
+
+/* What a pass says of a module that it cannot take: `NAME:1:1: error: pass …: …`. */
+Diagnostic *refuse_module(const PassContext *context, const char *pass, const char *format, ...)
+    PRINTF_LIKE(3, 4);
 
 bool pass_simplify(PassContext *context);
 bool pass_factorize(PassContext *context);

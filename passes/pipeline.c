@@ -130,6 +130,18 @@ static void dump_changes(const PassContext *context, int position, uint64_t *las
         fprintf(stderr, "colac: warning: %s: %s\n", path, strerror(errno));
 }
 
+Diagnostic *refuse_module(const PassContext *context, const char *pass, const char *format, ...) {
+    Text text = {0};
+    va_list args;
+    va_start(args, format);
+    text_vprintf(&text, format, args);
+    va_end(args);
+    Diagnostic *error = error_in_file(context->diagnostics, context->name ? context->name : pass,
+                                      "pass `%s`: %s", pass, text_string(&text));
+    text_free(&text);
+    return error;
+}
+
 /* ---- running ------------------------------------------------------------------------ */
 
 /* -1 after reporting an unknown name. */

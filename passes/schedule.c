@@ -262,7 +262,7 @@ bool pass_schedule(PassContext *context) {
     for (int64_t i = 0; i < context->module->functions.count; i++) {
         if (schedule_function(context->module->functions.data[i]))
             continue;
-        error_in_file(context->diagnostics, "schedule",
+        refuse_module(context, "schedule",
                       "groups of function `%s` wait for each other: for values, or to read a "
                       "state before it is overwritten",
                       context->module->functions.data[i]->name);

@@ -204,7 +204,7 @@ static StateId find_metric(const Update *u, const char *path) {
 static bool build_scale(Update *u) {
     StateId loss_sum = find_metric(u, "loss_sum"), weight_sum = find_metric(u, "weight_sum");
     if (loss_sum < 0 || weight_sum < 0) {
-        error_in_file(u->context->diagnostics, "update",
+        refuse_module(u->context, "update",
                       "needs the metrics `loss_sum` and `weight_sum`");
         return false;
     }
@@ -379,7 +379,7 @@ bool pass_update(PassContext *context) {
     Module *module = context->module;
     Function *micro = module_find_function(module, "micro");
     if (!micro || module_find_function(module, "update")) {
-        error_in_file(context->diagnostics, "update",
+        refuse_module(context, "update", "%s",
                       micro ? "the module has an update already" : "needs a function `micro`");
         return false;
     }
@@ -395,7 +395,7 @@ bool pass_update(PassContext *context) {
         turn_into_eval(module, micro);
     }
     if (done && !place_others(module)) {
-        error_in_file(context->diagnostics, "update",
+        refuse_module(context, "update",
                       "the tables have more than 2^60 elements");
         done = false;
     }
