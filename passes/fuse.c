@@ -64,6 +64,7 @@ typedef struct Fuse {
     bool *recomputed;  /* by node */
     int32_t *outside;  /* by node: time of its last reader in other groups; -1: none */
     int32_t *last_use; /* by node: time of its last reader, own group included */
+    int32_t *burden;   /* by node: the most that computing a reader of it again takes */
 } Fuse;
 
 static const Node *at(const Fuse *f, NodeId id) {
@@ -643,19 +644,24 @@ static bool is_broadcast(const Fuse *f, NodeId id) {
     return false;
 }
 
-/* Is memory for the value dearer than computing it in every group that reads it?  Where memory
- * is about equal, reading one value in its place is fine, since it need not be written; two are
- * not. */
+/* Is memory for the value dearer than computing it in every group that reads it?  What it reads
+ * may be computed again in its turn, as long as both together do not take too much.  Where
+ * memory is about equal, reading one value in its place is fine, since it need not be written;
+ * two are not. */
 static bool better_recomputed(Fuse *f, NodeId id) {
-    Recompute plan = {.bytes = bytes_of(f, id), .until = f->outside[id]};
+    Recompute plan = {.bytes = bytes_of(f, id), .until = f->outside[id], .cost = f->burden[id]};
     plan.stored = memory_time(plan.bytes, time_of(f, id), plan.until);
     if (f->no_fuse || !may_recompute(f, id) || !plan_recompute(f, id, &plan) ||
         plan.kept > (plan.large_count > 1 ? 0.5 : 1.25) * plan.stored ||
-        (plan.cost > BROADCAST_COST && is_broadcast(f, id)))
+        (plan.cost - f->burden[id] > BROADCAST_COST && is_broadcast(f, id)))
         return false;
-    for (int i = 0; i < plan.frontier_count; i++)
-        if (f->last_use[plan.frontier[i]] < plan.until)
-            f->last_use[plan.frontier[i]] = plan.until;
+    for (int i = 0; i < plan.frontier_count; i++) {
+        NodeId read = plan.frontier[i];
+        if (f->last_use[read] < plan.until)
+            f->last_use[read] = plan.until;
+        if (f->burden[read] < plan.cost)
+            f->burden[read] = plan.cost;
+    }
     return true;
 }
 
@@ -927,7 +933,8 @@ static void fuse_function(Module *module, Function *function, bool no_fuse) {
               .free_cost = arena_alloc_array(arena, count, sizeof(int32_t)),
               .recomputed = arena_alloc(arena, count),
               .outside = arena_alloc_array(arena, count, sizeof(int32_t)),
-              .last_use = arena_alloc_array(arena, count, sizeof(int32_t))};
+              .last_use = arena_alloc_array(arena, count, sizeof(int32_t)),
+              .burden = arena_alloc_array(arena, count, sizeof(int32_t))};
     bool backward = false;
     for (NodeId id = 0; id < f.count; id++) {
         backward |= at(&f, id)->adjoint_of >= 0;

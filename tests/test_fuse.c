@@ -220,6 +220,58 @@ static void random_graphs(void **state) {
         check_random_graph(seed);
 }
 
+/* How many maps that have no group are computed for one value. */
+static int count_recomputed(const Function *function, NodeId value) {
+    bool *wanted = checked_alloc((size_t)value + 1);
+    int count = 0;
+    wanted[value] = true;
+    for (NodeId id = value; id >= 0; id--) {
+        const Node *node = node_at(function, id);
+        if (!wanted[id] || (id != value && node->placement.group >= 0))
+            continue;
+        count += id != value && op_is_map(node->op) && !node->on_host;
+        for (int i = 0; i < node->input_count; i++)
+            wanted[node->inputs[i]] = true;
+    }
+    free(wanted);
+    return count;
+}
+
+/* A long chain of cheap maps, of which every link is summed by columns: computing a link again
+ * from the state at the chain's end would be cheap for the first few alone. */
+static void recomputation_is_bounded(void **state) {
+    (void)state;
+    Module *module = module_new();
+    AxisId axes[] = {module_axis(module, "S", 50, (Span){0}),
+                     module_axis(module, "D", 60, (Span){0})};
+    State table = {.path = "x", .role = ROLE_TABLE, .weight = -1, .offset = -1, .out_count = 2};
+    memcpy(table.out, axes, sizeof axes);
+    table.dtype = TYPE_F32;
+    Builder b = builder(module_function(module, "micro", 0, NULL));
+    NodeId link = build_state(&b, module_state(module, table)), sum = -1;
+    for (int i = 0; i < 100; i++) {
+        link = build_1(&b, i % 2 ? OP_NEG : OP_ABS, link);
+        link = build_2(&b, OP_ADD, link, build_const(&b, TYPE_F32, i));
+        NodeId column = build_reduce(&b, OP_SUM, link, &axes[0], 1);
+        sum = sum < 0 ? column : build_2(&b, OP_ADD, build_1(&b, OP_SIN, sum), column);
+    }
+    State result = {
+        .path = "y", .role = ROLE_TABLE, .weight = -1, .offset = -1, .out_count = 1};
+    result.out[0] = axes[1];
+    result.dtype = TYPE_F32;
+    Write write = {.state = module_state(module, result), .value = sum};
+    array_push(&b.function->writes, write);
+    place(module, false, false);
+    const Function *function = module_find_function(module, "micro");
+    int most = 0;
+    for (NodeId id = 0; id < function->nodes.count; id++) {
+        int count = count_recomputed(function, id);
+        most = node_at(function, id)->op == OP_SUM && count > most ? count : most;
+    }
+    assert_in_range(most, 2, 40);
+    module_free(module);
+}
+
 /* ---- models ------------------------------------------------------------------- */
 
 static const Define small_sizes[] = {{"B", "2"}, {"S", "4"}, {"L", "2"},  {"D", "8"},
@@ -536,9 +588,10 @@ static void random_products(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(random_products),    cmocka_unit_test(random_graphs),
-        cmocka_unit_test(training_steps),     cmocka_unit_test(kernels_of_a_layer),
-        cmocka_unit_test(products_of_models), cmocka_unit_test(time_of_passes),
+        cmocka_unit_test(random_products),          cmocka_unit_test(random_graphs),
+        cmocka_unit_test(recomputation_is_bounded), cmocka_unit_test(training_steps),
+        cmocka_unit_test(kernels_of_a_layer),       cmocka_unit_test(products_of_models),
+        cmocka_unit_test(time_of_passes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
