@@ -308,6 +308,9 @@ typedef struct ProgramSet {
 /* Emits every function but `init`. */
 ProgramSet *emit_programs(const Module *module);
 void program_set_free(ProgramSet *set);
+/* memory_table with what only programs know: kernels' scratch, the inputs and what slabs are padded
+ * by, in `workspace`, so that `peak` is what an executor holds. */
+MemoryTable program_memory(const ProgramSet *set);
 const Program *program_find(const ProgramSet *set, const char *name); /* NULL */
 void program_print(const ProgramSet *set, const Program *program, Text *out);
 /* The C of all kernels, cut into `parts` texts of about equal work; each begins with the

@@ -454,6 +454,24 @@ ProgramSet *emit_programs(const Module *module) {
     return set;
 }
 
+MemoryTable program_memory(const ProgramSet *set) {
+    const Module *module = set->module;
+    MemoryTable table = memory_table(module);
+    int64_t slabs = set->moment_count * set->slab_elements[ROLE_MOMENT];
+    for (Role role = ROLE_WEIGHT; role <= ROLE_METRIC; role++)
+        slabs += role == ROLE_MOMENT ? 0 : set->slab_elements[role];
+    int64_t added = set->arena_bytes - table.arena + slabs * dtype_bytes(TYPE_F32) -
+                    table.weights - table.gradients - table.optimizer - table.tables;
+    for (int i = 0; i < module->inputs.count; i++) {
+        const Input *input = &module->inputs.data[i];
+        added += axes_elements(module, input->axes, input->axis_count) * dtype_bytes(TYPE_I32);
+    }
+    table.arena = set->arena_bytes;
+    table.workspace += added;
+    table.peak += added;
+    return table;
+}
+
 void program_set_free(ProgramSet *set) {
     if (!set)
         return;

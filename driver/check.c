@@ -12,7 +12,8 @@ typedef struct Figures {
     int kernels, dots, copies;
 } Figures;
 
-static Figures figures_of(const Compilation *compilation) {
+static Figures figures_of(const Compiled *compiled, int threads) {
+    const Compilation *compilation = compiled->compilation;
     const Module *module = compilation->module;
     Figures figures = {0};
     for (int64_t i = 0; i < module->states.count; i++) {
@@ -24,7 +25,7 @@ static Figures figures_of(const Compilation *compilation) {
         figures.low_rank += state->low_rank ? elements : 0;
     }
     figures.flops = flop_table(module, compilation->sequences * compilation->positions);
-    figures.memory = memory_table(module);
+    figures.memory = planned_memory(compiled, threads);
     StructureCounts micro = structure_counts(module, "micro");
     StructureCounts update = structure_counts(module, "update");
     figures.kernels = micro.kernels + update.kernels;
@@ -125,11 +126,11 @@ static void print_parameters(const Module *module, bool json) {
 
 int run_check_command(Options *options) {
     Compiled compiled;
-    if (!compile(&compiled, options, NULL, true)) {
+    if (!compile_programs(&compiled, options, true)) {
         compiled_free(&compiled);
         return 1;
     }
-    Figures figures = figures_of(compiled.compilation);
+    Figures figures = figures_of(&compiled, options->threads);
     if (options->json)
         print_json(&figures);
     else

@@ -1,6 +1,7 @@
 /* Model text to a scheduled module and its programs. */
 #include "driver/driver.h"
 
+#include <omp.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -38,6 +39,22 @@ bool compile_programs(Compiled *compiled, const Options *options, bool for_train
     compiled->programs = emit_programs(compiled->compilation->module);
     compiled->seconds += now_seconds() - started;
     return true;
+}
+
+MemoryTable planned_memory(const Compiled *compiled, int threads) {
+    const ProgramSet *set = compiled->programs;
+    MemoryTable table = program_memory(set);
+    int64_t largest = 0;
+    for (int i = 0; i < set->product_count; i++) {
+        PreparedProduct *prepared = product_prepare(&set->products[i]);
+        int64_t bytes = product_scratch_bytes(prepared);
+        largest = bytes > largest ? bytes : largest;
+        product_free(prepared);
+    }
+    int64_t scratch = largest * (threads ? threads : omp_get_max_threads());
+    table.workspace += scratch;
+    table.peak += scratch;
+    return table;
 }
 
 void compiled_free(Compiled *compiled) {

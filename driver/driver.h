@@ -67,6 +67,9 @@ bool compile(Compiled *compiled, const Options *options, const char *last, bool 
 /* compile, then emit. */
 bool compile_programs(Compiled *compiled, const Options *options, bool for_training);
 void compiled_free(Compiled *compiled);
+/* What an executor with that many threads (0: all) will hold, after compile_programs: the plan, the
+ * kernels' scratch and the product library's. */
+MemoryTable planned_memory(const Compiled *compiled, int threads);
 /* The last pass whose module the interpreter runs. */
 #define LAST_GRAPH_PASS "update"
 /* Prints pending diagnostics; the exit code they ask for (0 or 1). */

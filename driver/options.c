@@ -130,7 +130,7 @@ static const Option option_list[] = {
     {"--precision", "f32", TAKES_CUSTOM, BY(parse_precision), MODELS, "the precision of products"},
     {"--device", "cpu|interpreter", TAKES_CUSTOM, BY(parse_device), MODELS " eval ",
      "where to run; the interpreter computes in double precision"},
-    {"--threads", "N", TAKES_CUSTOM, BY(parse_threads), " train grad eval profile ",
+    {"--threads", "N", TAKES_CUSTOM, BY(parse_threads), " check build train grad eval profile ",
      "threads; else OMP_NUM_THREADS, else all processors"},
     {"--seed", "N", TAKES_CUSTOM, BY(parse_seed), " train grad profile ",
      "of initial values, data order and random(...)"},

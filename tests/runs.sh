@@ -64,6 +64,12 @@ near "$(field "$work/g2.log" loss)" "$(field "$work/g6.log" loss)" 1e-6 || fail 
 train odd --recipe demo -D batch=7 && fail "a batch of 7 in threes was accepted"
 grep -q 'no multiple of a micro-batch' "$work/odd.err" || fail "batch=7: $(cat "$work/odd.err")"
 
+# The peak that check prints before step 1 is what the run holds.
+"$COLAC" check "$model" ${small} --recipe demo --json >"$work/check.log" 2>&1
+"$COLAC" train "$model" ${small} --recipe demo --steps 1 --data "$work/data" --out "$work/peak" --json >"$work/peak.log" 2>/dev/null
+[ "$(field "$work/check.log" peak)" = "$(head -n 1 "$work/peak.log" >"$work/line"; field "$work/line" peak_bytes)" ] ||
+    fail "peak: $(cat "$work/check.log"), $(head -n 1 "$work/peak.log")"
+
 # A run that diverges says where, and what was there stays.
 cp "$work/moved/weights.safetensors" "$work/before"
 train moved --recipe demo --steps 30 -D lr=1e30 -D warmup=0 -D clip=0
