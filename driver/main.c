@@ -1,6 +1,7 @@
 /* The table of commands, and the way in. */
 #include "driver/driver.h"
 
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -39,7 +40,12 @@ static void shorten_spinning(char **argv) {
     if (getenv("OMP_WAIT_POLICY") || getenv("GOMP_SPINCOUNT") ||
         setenv("GOMP_SPINCOUNT", "1000", 1))
         return;
-    execv("/proc/self/exe", argv);
+    char path[PATH_MAX];
+    ssize_t length = readlink("/proc/self/exe", path, sizeof path - 1);
+    if (length <= 0)
+        return;
+    path[length] = 0;
+    execv(path, argv);
 }
 
 static const Command *find_command(const char *name) {
