@@ -8,7 +8,17 @@
 
 /* ---- the items by name --------------------------------------------------------------- */
 
+static const Item *find_in_library(const Expander *x, const char *name) {
+    for (const Item *item = x->library; item; item = item->next)
+        if ((item->kind == ITEM_BLOCK || item->kind == ITEM_FN || item->kind == ITEM_OPTIMIZER) &&
+            strcmp(item->name.text, name) == 0)
+            return item;
+    return NULL;
+}
+
 const Item *find_item(const Expander *x, const char *name, const Source *from) {
+    if (x->library && from == x->library->span.source)
+        return find_in_library(x, name);
     int64_t at = string_map_get(&x->items_by_name, name, -1);
     const Item *latest = at < 0 ? NULL : x->items.data[at].item;
     for (; at >= 0; at = x->items.data[at].earlier)
@@ -49,6 +59,9 @@ static void index_items(Expander *x) {
     for (const Item *item = x->texts->items; item; item = item->next)
         if (item->kind == ITEM_BLOCK || item->kind == ITEM_FN || item->kind == ITEM_OPTIMIZER)
             index_item(x, item);
+    const Item *adamw = find_item(x, DEFAULT_OPTIMIZER, NULL);
+    if (!adamw || adamw->kind != ITEM_OPTIMIZER)
+        x->library = texts_library(x->texts, "std.cola", x->diagnostics);
 }
 
 static const char *kind_name(ItemKind kind) {

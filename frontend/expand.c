@@ -196,10 +196,6 @@ static void execute_for(Expander *x, Frame *f, const Statement *s) {
 }
 
 static void execute_return(Expander *x, Frame *f, const Statement *s) {
-    if (f->item->kind == ITEM_MODEL || f->item->kind == ITEM_OPTIMIZER) {
-        complain(x, f, s->span, "only a block or fn returns a value");
-        return;
-    }
     Value value = eval(x, f, s->value);
     if (f->item->result)
         value = check_type(x, f, f, f->item->result, value, s->value,
@@ -333,13 +329,6 @@ static void execute_param(Expander *x, Frame *f, const Statement *s) {
 
 /* ---- inputs and losses --------------------------------------------------------------- */
 
-/* These stand in the model's own body, outside loops. */
-static bool in_model(Expander *x, Frame *f, const Statement *s, const char *what) {
-    if (f->item->kind == ITEM_MODEL && !*f->suffix)
-        return true;
-    complain(x, f, s->span, "`%s` stands in the model itself, outside loops", what);
-    return false;
-}
 
 static bool input_bound(Expander *x, Frame *f, const TypeExpr *type, Input *input,
                         int32_t *below_axis) {
@@ -390,7 +379,7 @@ static bool input_axes(Expander *x, Frame *f, const Statement *s, Input *input) 
 static void execute_input(Expander *x, Frame *f, const Statement *s) {
     Input input = {.name = s->names[0].text, .span = s->names[0].span};
     int32_t below_axis = -1;
-    bool fine = in_model(x, f, s, "input") && input_axes(x, f, s, &input);
+    bool fine = input_axes(x, f, s, &input);
     fine = input_bound(x, f, s->type, &input, &below_axis) && fine;
     if (!fine || frame_find(f, input.name)) {
         bind_name(x, f, s->names[0], poison);
@@ -464,8 +453,6 @@ static void minimize_over(Expander *x, Frame *f, const Statement *s) {
 }
 
 static void execute_minimize(Expander *x, Frame *f, const Statement *s) {
-    if (!in_model(x, f, s, "minimize"))
-        return;
     if (x->minimized.source) {
         Diagnostic *d = complain(x, f, s->span, "a model minimizes one loss");
         note_at(d, x->minimized, "this one; add the two with `+`");
@@ -483,9 +470,8 @@ static void execute_minimize(Expander *x, Frame *f, const Statement *s) {
 }
 
 static void execute_observe(Expander *x, Frame *f, const Statement *s) {
-    const char *path = arena_printf(x->arena, "observe.%s", s->names[0].text);
-    if (!in_model(x, f, s, "observe"))
-        return;
+    const char *name = path_join(x, f->instance->path, s->names[0].text);
+    const char *path = arena_printf(x->arena, "observe.%s%s", name, f->suffix);
     Value value = eval(x, f, s->value);
     if (value.kind == VALUE_POISON)
         return;
@@ -497,7 +483,7 @@ static void execute_observe(Expander *x, Frame *f, const Statement *s) {
         return;
     }
     if (module_find_state(x->module, path, ROLE_METRIC, 0) >= 0) {
-        complain(x, f, s->names[0].span, "`%s` is already observed", s->names[0].text);
+        complain(x, f, s->names[0].span, "`%s` is already observed", name);
         return;
     }
     add_metric(x, path, node_of(x, f, s->value->span, value, TYPE_F32), s->names[0].span);

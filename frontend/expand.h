@@ -26,7 +26,8 @@ enum { MAX_SCOPE_DEPTH = 60 }; /* of block instances; a selector is matched in 6
 enum { MAX_STEPS = 12000000 }; /* expressions and statements evaluated for one model */
 enum { MAX_OPERATIONS = MAX_NODES / 4 }; /* of a model: gradients are up to three times as many */
 enum { AXIS_RESERVE = 1024 };  /* axes left to the passes */
-#define MAX_INTEGER (INT64_C(1) << 60)
+#define MAX_INTEGER       (INT64_C(1) << 60)
+#define DEFAULT_OPTIMIZER "adamw" /* of a recipe that names none */
 
 typedef struct Expander Expander;
 typedef struct Frame Frame;
@@ -227,6 +228,7 @@ struct Expander {
     Function *function;      /* being built */
     StringMap items_by_name; /* blocks, fns, optimizers */
     ARRAY(ItemEntry) items;
+    const Item *library; /* of a text that does not use it: where the default optimizer is from */
     DimTable globals, plan_dims, recipe_dims;
     ARRAY(Dim *) axis_dims;      /* by axis; NULL where none made it */
     ARRAY(ScopeId) state_scopes; /* the scope that a parameter was declared in */
@@ -315,8 +317,8 @@ bool statements_cross_elements(const Expander *x, const Statement *body);
 /* ---- selector.c ---------------------------------------------------------------------- */
 bool selector_matches_path(Expander *x, const Selector *selector, DimTable *table,
                            const char *path);
-/* Reports a selector (or one of its {a,b}) that matches none of the paths.  what: "parameter".
- */
+/* Reports a selector (or one of its {a,b}, or an end of its ranges) that matches none of the
+ * paths.  what: "parameter". */
 bool check_selector(Expander *x, const Selector *selector, DimTable *table,
                     const char *const *paths, int64_t count, const char *what);
 

@@ -366,10 +366,13 @@ static Value check_leak(Expander *x, Frame *callee, Value value) {
 }
 
 static Value run_body(Expander *x, Frame *callee) {
+    int errors = error_count(x);
     execute_body(x, callee, callee->item->body);
     if (!callee->returned) {
-        complain(x, NULL, callee->item->name.span, "`%s` returns nothing",
-                 callee->item->name.text);
+        if (error_count(x) == errors && !x->exhausted)
+            help(complain(x, NULL, callee->item->name.span, "`%s` returns nothing",
+                          callee->item->name.text),
+                 "end its body with `return …`");
         return poison;
     }
     return check_leak(x, callee, callee->result);

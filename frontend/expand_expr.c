@@ -12,11 +12,12 @@ static Value eval_literal(Expander *x, Frame *f, const Expr *e) {
     size_t digits = e->literal ? strspn(e->literal, "0123456789") : 0;
     if (digits == 0 || e->literal[digits])
         return number_value(number_real(e->number));
-    if (digits > 18 || strtoll(e->literal, NULL, 10) > MAX_INTEGER) {
+    int64_t integer = strtoll(e->literal, NULL, 10); /* INT64_MAX where it does not fit */
+    if (integer > MAX_INTEGER) {
         complain(x, f, e->span, "%s is beyond 2^60", excerpt(x, e->span));
         return poison;
     }
-    return number_value(number_integer(strtoll(e->literal, NULL, 10)));
+    return number_value(number_integer(integer));
 }
 
 static Value eval_binding(Expander *x, Frame *f, const Expr *e, const Binding *binding) {

@@ -149,12 +149,17 @@ typedef struct IndexRange {
     Expr *low, *high;       /* high NULL: one index */
     struct IndexRange *next;
 } IndexRange;
+/* One bracket of a part: `[*]` or ranges. */
+typedef struct PartIndex {
+    bool any;
+    IndexRange *ranges;
+    struct PartIndex *next; /* of the loop inside: step[0][1] */
+} PartIndex;
 typedef struct SelectorPart {
     enum { PART_NAME, PART_ANY, PART_ANY_DEPTH, PART_CHOICE } kind; /* name, *, **, {a,b} */
     Name name;
     struct Selector *choices;   /* CHOICE: each a (sub)path */
-    bool indexed, any_index;    /* [..] present; [*] */
-    IndexRange *ranges;
+    PartIndex *indices;         /* NAME, CHOICE; NULL: none */
     struct SelectorPart *next;
 } SelectorPart;
 typedef struct Selector {
@@ -244,6 +249,8 @@ typedef struct Texts {
 Texts *texts_load(const char *path, Diagnostics *diagnostics);
 /* Adds another file (`--plan FILE:NAME`, `--recipe FILE:NAME`) to the same set. */
 bool texts_add(Texts *texts, const char *path, Diagnostics *diagnostics);
+/* The items of a text of the built-in library, which are not added to the set. */
+const Item *texts_library(Texts *texts, const char *name, Diagnostics *diagnostics);
 void texts_free(Texts *texts);
 
 /* ---- format.c ------------------------------------------------------------------------------ */

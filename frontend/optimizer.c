@@ -42,8 +42,8 @@ bool check_optimizer(Expander *x, const Item *item) {
 
 bool optimizer_is_elementwise(const Compilation *compilation, int recipe_group) {
     const Item *item = compilation->recipe.groups[recipe_group].optimizer;
-    return !item || (!optimizer_matrix(item) &&
-                     !statements_cross_elements(compilation->expander, item->body));
+    return !optimizer_matrix(item) &&
+           !statements_cross_elements(compilation->expander, item->body);
 }
 
 /* ---- between the state's axes and the text's ------------------------------------- */
@@ -213,12 +213,7 @@ bool expand_optimizer(Compilation *compilation, Function *function, int recipe_g
     Expander *x = compilation->expander;
     const Item *item = compilation->recipe.groups[recipe_group].optimizer;
     int errors = error_count(x);
-    if (!item) {
-        Diagnostic *d = error_in_file(x->diagnostics, x->texts->main_path,
-                                      "training needs an optimizer, and none is declared");
-        help(d, "add `use \"std.cola\"`, which has adamw, or ask for a recipe");
-        return false;
-    }
+
     x->function = function;
     OptimizerRun run = {.weight = weight};
     Frame frame = frame_begin(NULL, item, &x->globals);

@@ -27,6 +27,7 @@ DECLARE_LIST(IndexItem);
 DECLARE_LIST(Parameter);
 DECLARE_LIST(Statement);
 DECLARE_LIST(IndexRange);
+DECLARE_LIST(PartIndex);
 DECLARE_LIST(SelectorPart);
 DECLARE_LIST(Selector);
 DECLARE_LIST(Setting);
@@ -70,6 +71,8 @@ typedef struct Parser Parser;
     StatementList statements;
     IndexRange *range;
     IndexRangeList ranges;
+    PartIndex *part_index;
+    PartIndexList part_indices;
     SelectorPart *part;
     SelectorPartList parts;
     Selector *selector;
@@ -138,6 +141,8 @@ static void yyerror(Span *place, Parser *parser, const char *message);
 %type <statements> values value
 %type <range> range
 %type <ranges> ranges
+%type <part_index> part_index
+%type <part_indices> part_indices
 %type <part> part part_name
 %type <parts> parts
 %type <selector> selector
@@ -496,9 +501,7 @@ parts:
   | parts '.' part                   { $$ = $1; LIST_APPEND($$, $3); }
 
 part:
-    part_name
-  | part_name '[' '*' ']'            { $$ = $1; $$->indexed = $$->any_index = true; }
-  | part_name '[' ranges ']'         { $$ = $1; $$->indexed = true; $$->ranges = $ranges.first; }
+    part_name part_indices           { $$ = $1; $$->indices = $2.first; }
   | '*'                              { $$ = tree_part(parser, PART_ANY); }
   | "**"                             { $$ = tree_part(parser, PART_ANY_DEPTH); }
 
@@ -506,6 +509,14 @@ part_name:
     name                             { $$ = tree_part(parser, PART_NAME); $$->name = $name; }
   | '{' selectors '}'                { $$ = tree_part(parser, PART_CHOICE);
                                        $$->choices = $selectors.first; }
+
+part_indices:
+    %empty                           { $$ = (PartIndexList){0}; }
+  | part_indices part_index          { $$ = $1; LIST_APPEND($$, $2); }
+
+part_index:
+    '[' '*' ']'                      { $$ = tree_part_index(parser, NULL); }
+  | '[' ranges ']'                   { $$ = tree_part_index(parser, $ranges.first); }
 
 ranges:
     range                            { $$ = (IndexRangeList){0}; LIST_APPEND($$, $1); }

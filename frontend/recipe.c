@@ -21,7 +21,7 @@ struct RecipeState {
     ARRAY(RecipeSetting) settings;
     ARRAY(const OptimizerUse *) uses; /* by group; of the last recipe that names any */
     Number **hyperparameters;         /* by group, then formal */
-    OptimizerUse fallback;            /* adamw(), when no recipe is asked for */
+    OptimizerUse fallback;            /* DEFAULT_OPTIMIZER(), when no recipe names any */
 };
 
 typedef struct ValueName {
@@ -108,7 +108,9 @@ static void collect_uses(Expander *x) {
     }
     if (recipe->uses.count == 0) {
         Expr *call = arena_alloc(x->arena, sizeof *call);
-        *call = (Expr){.kind = EXPR_CALL, .name = {.text = "adamw"}, .arrow_at = -1};
+        *call = (Expr){.kind = EXPR_CALL, .name = {.text = DEFAULT_OPTIMIZER}, .arrow_at = -1};
+        if (x->library)
+            call->span.source = x->library->span.source; /* where the name is looked up */
         recipe->fallback.call = call;
         array_push(&recipe->uses, &recipe->fallback);
     }
@@ -305,8 +307,7 @@ static const Item *wanted_optimizer(Expander *x, const OptimizerUse *use) {
     const Item *item = use_optimizer(x, use);
     if (item)
         return check_optimizer(x, item) ? item : NULL;
-    if (use == &x->recipe->fallback)
-        return NULL; /* a text without the library can be checked, not trained */
+
     Diagnostic *d = complain(x, NULL, use->call->name.span, "no optimizer is named `%s`",
                              use->call->name.text);
     ARRAY(const char *) names = {0};
@@ -419,9 +420,14 @@ static void group_weights(Expander *x) {
     free(replaced);
 }
 
+/* An optimizer is for what is trained: what a plan places, not what it replaces. */
 static void check_selectors(Expander *x) {
     Paths paths = {0};
-    weight_paths(x, &paths);
+    unsigned char *replaced = factorized_states(x->compilation);
+    for (StateId id = 0; id < x->module->states.count; id++)
+        if (x->module->states.data[id].role == ROLE_WEIGHT && !replaced[id])
+            array_push(&paths, x->module->states.data[id].path);
+    free(replaced);
     factorized_paths(x, false, &paths);
     for (int64_t i = 0; i < x->recipe->uses.count; i++)
         for (const Selector *s = x->recipe->uses.data[i]->on; s; s = s->next)

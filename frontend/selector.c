@@ -1,4 +1,4 @@
-/* frontend/selector.c: selectors of paths: layer[*].attn.{wq,wk}, **.low, layer[0..3].
+/* frontend/selector.c: selectors of paths: layer[*].attn.{wq,wk}, **.low, layer[0..3], a[0][*].
  *
  * A path is at most 63 names; matching carries the set of positions reached so far as 64 bits,
  * so its cost is the product of the two lengths whatever stands in the selector. */
@@ -13,10 +13,9 @@ enum { MAX_MATCH_STEPS = 50000000 }; /* parts of selectors held against paths, f
 
 typedef struct Segment { /* layer[3] */
     const char *name;
-    int length; /* of the name */
+    int length; /* of the name; its indices follow */
     int index_count;
-    int64_t index; /* when there is one */
-    int whole_length;
+    int64_t last_index;
 } Segment;
 
 typedef struct Matcher {
@@ -26,6 +25,8 @@ typedef struct Matcher {
     int count;
     const SelectorPart *narrowed; /* this choice has but one alternative */
     const Selector *alternative;
+    const PartIndex *ended; /* this bracket has but the index `end` */
+    int64_t end;
 } Matcher;
 
 /* ---- paths ----------------------------------------------------------------------- */
@@ -37,11 +38,11 @@ static bool split_path(Matcher *m, const char *path) {
             return false;
         Segment *s = &m->segments[m->count++];
         size_t whole = strcspn(path, "."), name = strcspn(path, ".[");
-        *s = (Segment){path, (int)name, 0, 0, (int)whole};
+        *s = (Segment){path, (int)name, 0, 0};
         for (size_t i = name; i < whole; i++)
             if (path[i] == '[') {
                 s->index_count++;
-                s->index = strtoll(path + i + 1, NULL, 10);
+                s->last_index = strtoll(path + i + 1, NULL, 10);
             }
         path += whole + (path[whole] == '.');
     }
@@ -58,24 +59,36 @@ static bool range_bound(Matcher *m, const Expr *e, int64_t *bound) {
     return evaluate_whole(m->x, e, m->table, "an index", 0, bound);
 }
 
-static bool index_matches(Matcher *m, const SelectorPart *part, const Segment *segment) {
-    if (!part->indexed)
-        return segment->index_count == 0;
-    if (part->any_index)
-        return segment->index_count > 0;
-    if (segment->index_count != 1)
+static bool range_bounds(Matcher *m, const IndexRange *range, int64_t *low, int64_t *high) {
+    if (!range_bound(m, range->low, low))
         return false;
-    for (const IndexRange *range = part->ranges; range; range = range->next) {
-        int64_t low, high;
-        if (!range_bound(m, range->low, &low))
-            continue;
-        high = low;
-        if (range->high && !range_bound(m, range->high, &high))
-            continue;
-        if (segment->index >= low && segment->index <= high)
+    *high = *low;
+    return !range->high || range_bound(m, range->high, high);
+}
+
+static bool bracket_matches(Matcher *m, const PartIndex *bracket, int64_t index) {
+    if (bracket == m->ended)
+        return index == m->end;
+    int64_t low, high;
+    for (const IndexRange *range = bracket->ranges; range; range = range->next)
+        if (range_bounds(m, range, &low, &high) && index >= low && index <= high)
             return true;
+    return bracket->any;
+}
+
+/* A lone `[*]` takes the indices of all the loops around. */
+static bool indices_match(Matcher *m, const SelectorPart *part, const Segment *segment) {
+    const PartIndex *bracket = part->indices;
+    if (bracket && bracket->any && !bracket->next)
+        return segment->index_count > 0;
+    const char *at = segment->name + segment->length;
+    for (; bracket && *at == '['; bracket = bracket->next) {
+        char *end;
+        if (!bracket_matches(m, bracket, strtoll(at + 1, &end, 10)))
+            return false;
+        at = end + 1; /* behind the `]` */
     }
-    return false;
+    return !bracket && *at != '[';
 }
 
 static bool name_matches(const SelectorPart *part, const Segment *segment) {
@@ -95,7 +108,7 @@ static uint64_t match_segment(Matcher *m, const SelectorPart *part, uint64_t sta
             continue;
         const Segment *segment = &m->segments[i];
         if (part->kind == PART_ANY || (name_matches(part, segment) &&
-                                       index_matches(m, indexer ? indexer : part, segment)))
+                                       indices_match(m, indexer ? indexer : part, segment)))
             ends |= UINT64_C(1) << (i + 1);
     }
     return ends;
@@ -107,7 +120,7 @@ static uint64_t match_choice(Matcher *m, const SelectorPart *part, uint64_t star
     for (const Selector *choice = part->choices; choice; choice = choice->next)
         if (part != m->narrowed || choice == m->alternative)
             ends |= match_parts(m, choice->parts, INT32_MAX, starts,
-                                part->indexed ? part : indexer);
+                                part->indices ? part : indexer);
     return ends;
 }
 
@@ -171,15 +184,15 @@ static bool matches_any(Matcher *m, const Selector *selector, const char *const 
 typedef struct Near {
     const char *names[MAX_LISTED]; /* layer[*], wq */
     int count;
-    bool more;
+    bool more, reached;    /* reached: some path begins with the parts before */
     int64_t largest_index; /* of the failing name itself; -1 */
 } Near;
 
 static void add_near(Expander *x, Near *near, const SelectorPart *failing,
                      const Segment *segment) {
-    if (failing->kind == PART_NAME && name_matches(failing, segment) &&
-        segment->index_count == 1 && segment->index > near->largest_index)
-        near->largest_index = segment->index;
+    if (failing && failing->kind == PART_NAME && name_matches(failing, segment) &&
+        segment->index_count == 1 && segment->last_index > near->largest_index)
+        near->largest_index = segment->last_index;
     const char *index = segment->index_count ? "[*]" : "";
     for (int i = 0; i < near->count; i++)
         if (strncmp(near->names[i], segment->name, (size_t)segment->length) == 0 &&
@@ -192,12 +205,12 @@ static void add_near(Expander *x, Near *near, const SelectorPart *failing,
         near->more = true;
 }
 
-/* The part behind the first `at`; of a narrowed choice the alternative's own first part. */
+/* The part behind the first `at`, or NULL; of a narrowed choice the alternative's own first. */
 static const SelectorPart *part_at(const Matcher *m, const Selector *selector, int at) {
     const SelectorPart *part = selector->parts;
     while (at-- > 0)
         part = part->next;
-    return part == m->narrowed ? m->alternative->parts : part;
+    return part && part == m->narrowed ? m->alternative->parts : part;
 }
 
 /* The names that follow the first `taken` parts in the paths. */
@@ -208,17 +221,28 @@ static void collect_near(Matcher *m, const Selector *selector, int taken,
         if (!spend_match(m, selector->span) || !split_path(m, paths[i]))
             continue;
         uint64_t ends = match_parts(m, selector->parts, taken, 1, NULL);
+        near->reached |= ends != 0;
         for (int k = 0; k < m->count; k++)
             if (ends >> k & 1)
                 add_near(m->x, near, part_at(m, selector, taken), &m->segments[k]);
     }
 }
 
-static void explain_near(Diagnostic *d, const SelectorPart *failing, const Near *near) {
+/* `failing` NULL: all parts lead on, to what is inside.  what: "parameter". */
+static void explain_near(Diagnostic *d, const Selector *selector, const SelectorPart *failing,
+                         const Near *near, const char *what) {
     Text all = {0};
     for (int i = 0; i < near->count; i++)
         text_printf(&all, "%s`%s`", i ? ", " : "", near->names[i]);
-    if (failing->kind != PART_NAME) {
+    if (!failing) {
+        const char *text = selector->span.source->text + selector->span.begin;
+        help(d, "inside it there is %s%s: write `%.*s.**` for all of them", text_string(&all),
+             near->more ? ", …" : "", (int)(selector->span.end - selector->span.begin), text);
+    } else if (near->count == 0 && failing->kind == PART_NAME) {
+        help(d, "no %s stands in the place of `%s`", what, failing->name.text);
+    } else if (near->count == 0) {
+        help(d, "no %s stands in its place", what);
+    } else if (failing->kind != PART_NAME) {
         help(d, "in that place there is %s%s", text_string(&all), near->more ? ", …" : "");
     } else if (near->largest_index >= 0) {
         help(d, "`%s` has indices 0 to %" PRId64 ": write `%s[*]`, `%s[0]` or `%s[0..%" PRId64 "]`",
@@ -234,24 +258,85 @@ static void explain_near(Diagnostic *d, const SelectorPart *failing, const Near 
     text_free(&all);
 }
 
+/* Is what was written the end of a path? */
+static bool explain_longer(Matcher *m, Diagnostic *d, const Selector *selector,
+                           const char *const *paths, int64_t count) {
+    const char *text = selector->span.source->text + selector->span.begin;
+    int length = (int)(selector->span.end - selector->span.begin);
+    for (int64_t i = 0; i < count && !m->narrowed && !m->ended; i++) {
+        if (!spend_match(m, selector->span) || !split_path(m, paths[i]))
+            continue;
+        uint64_t anywhere = (UINT64_C(1) << m->count) - 1;
+        if (!(match_parts(m, selector->parts, INT32_MAX, anywhere, NULL) >> m->count & 1))
+            continue;
+        help(d, "paths begin outside, as in `%s`: write `**.%.*s` for all that end so", paths[i],
+             length, text);
+        return true;
+    }
+    return false;
+}
+
+static void explain_no_match(Matcher *m, Diagnostic *d, const Selector *selector,
+                             const char *const *paths, int64_t count, const char *what) {
+    if (error_count(m->x) > MAX_EXPLAINED_ERRORS) /* it is not shown: no need to search */
+        return;
+    if (explain_longer(m, d, selector, paths, count))
+        return;
+    int taken = 0;
+    for (const SelectorPart *part = selector->parts; part; part = part->next)
+        taken++;
+    Near near;
+    for (; taken >= 0; taken--) {
+        collect_near(m, selector, taken, paths, count, &near);
+        if (!near.reached)
+            continue;
+        explain_near(d, selector, part_at(m, selector, taken), &near, what);
+        return;
+    }
+}
+
 static void complain_no_match(Matcher *m, const Selector *selector, Span span,
                               const char *const *paths, int64_t count, const char *what) {
     if (m->x->exhausted)
         return;
     Diagnostic *d = complain(m->x, NULL, span, "%s matches no %s", excerpt(m->x, span), what);
-    if (error_count(m->x) > MAX_EXPLAINED_ERRORS)
-        return; /* it is not shown: no need to search */
-    int length = 0;
-    for (const SelectorPart *part = selector->parts; part; part = part->next)
-        length++;
-    Near near;
-    for (int taken = length - 1; taken >= 0; taken--) {
-        collect_near(m, selector, taken, paths, count, &near);
-        if (near.count > 0) {
-            explain_near(d, part_at(m, selector, taken), &near);
-            return;
-        }
+    explain_no_match(m, d, selector, paths, count, what);
+}
+
+/* Both ends of a range must be there. */
+static bool check_range(Matcher *m, const Selector *selector, const IndexRange *range,
+                        const char *const *paths, int64_t count, const char *what) {
+    int64_t ends[2];
+    if (!range_bounds(m, range, &ends[0], &ends[1]))
+        return true; /* reported */
+    for (int i = 0; i < 2; i++) {
+        m->end = ends[i];
+        if (matches_any(m, selector, paths, count) || m->x->exhausted)
+            continue;
+        Span span =
+            range->high ? span_join(range->low->span, range->high->span) : range->low->span;
+        Diagnostic *d = complain(m->x, NULL, span, "with the index %" PRId64 " %s matches no %s",
+                                 ends[i], excerpt(m->x, selector->span), what);
+        explain_no_match(m, d, selector, paths, count, what);
+        return false;
     }
+    return true;
+}
+
+static bool check_ranges(Matcher *m, const Selector *selector, const SelectorPart *part,
+                         const char *const *paths, int64_t count, const char *what) {
+    bool fine = true;
+    for (; part; part = part->next) {
+        for (const PartIndex *bracket = part->indices; bracket; bracket = bracket->next)
+            for (const IndexRange *range = bracket->ranges; range; range = range->next) {
+                m->ended = bracket;
+                fine &= check_range(m, selector, range, paths, count, what);
+                m->ended = NULL;
+            }
+        for (const Selector *choice = part->choices; choice; choice = choice->next)
+            fine &= check_ranges(m, selector, choice->parts, paths, count, what);
+    }
+    return fine;
 }
 
 bool check_selector(Expander *x, const Selector *selector, DimTable *table,
@@ -261,6 +346,8 @@ bool check_selector(Expander *x, const Selector *selector, DimTable *table,
         complain_no_match(&m, selector, selector->span, paths, count, what);
         return false;
     }
+    if (!check_ranges(&m, selector, selector->parts, paths, count, what))
+        return false;
     bool fine = true;
     for (const SelectorPart *part = selector->parts; part; part = part->next) {
         if (part->kind != PART_CHOICE)

@@ -143,6 +143,16 @@ static void load_library(Texts *texts, const char *name, int depth, Diagnostics 
                       depth, diagnostics);
 }
 
+const Item *texts_library(Texts *texts, const char *name, Diagnostics *diagnostics) {
+    for (int i = 0; i < COUNT_OF(library); i++)
+        if (!strcmp(library[i].name, name)) {
+            const char *text = library[i].text;
+            const Source *source = add_source(texts, name, text, strlen(text));
+            return parse_source(source, texts->arena, diagnostics);
+        }
+    return NULL;
+}
+
 /* Says why `path` cannot be read: at the `use` (use.source set), or about the file itself. */
 static void report_unreadable(Arena *arena, const char *path, Span use, int error,
                               Diagnostics *diagnostics) {

@@ -146,6 +146,7 @@ StatementList tree_set_kind(StatementList list, StatementKind kind);
 
 SelectorPart *tree_part(Parser *parser, int kind);
 Selector *tree_selector(Parser *parser, SelectorPartList parts, Span span);
+PartIndex *tree_part_index(Parser *parser, IndexRange *ranges); /* NULL: any */
 IndexRange *tree_range(Parser *parser, Expr *low, Expr *high);
 
 Setting *tree_setting(Parser *parser, Name name, Expr *value);

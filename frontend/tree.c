@@ -343,6 +343,13 @@ Selector *tree_selector(Parser *parser, SelectorPartList parts, Span span) {
     return selector;
 }
 
+PartIndex *tree_part_index(Parser *parser, IndexRange *ranges) {
+    PartIndex *index = NEW(parser, PartIndex);
+    index->any = !ranges;
+    index->ranges = ranges;
+    return index;
+}
+
 IndexRange *tree_range(Parser *parser, Expr *low, Expr *high) {
     IndexRange *range = NEW(parser, IndexRange);
     range->low = low;
@@ -357,7 +364,27 @@ Setting *tree_setting(Parser *parser, Name name, Expr *value) {
     return setting;
 }
 
+/* The first of a name's places, by name. */
+typedef StringMap Places;
+
+/* Reports a name that has a place already; else notes its place. */
+static void claim_name(Parser *parser, Places *places, const char *name, const Span *span,
+                       const char *what) {
+    const Span *first = (const Span *)(intptr_t)string_map_get(places, name, 0);
+    if (!first) {
+        string_map_set(places, name, (int64_t)(intptr_t)span);
+        return;
+    }
+    Diagnostic *error = error_at(parser->diagnostics, *span, "%s is %s already",
+                                 syntax_quote(parser->arena, *span), what);
+    note_at(error, *first, "here");
+}
+
 Preset *tree_preset(Parser *parser, Name name, SettingList settings, Span span) {
+    Places places = {0};
+    for (const Setting *s = settings.first; s; s = s->next)
+        claim_name(parser, &places, s->name.text, &s->name.span, "set in this preset");
+    string_map_free(&places);
     Preset *preset = NEW(parser, Preset);
     preset->name = name;
     preset->settings = settings.first;
@@ -557,6 +584,16 @@ static const char *item_word(ItemKind kind) {
     return words[kind];
 }
 
+/* The axes of a value are a set: only those of a parameter have a direction. */
+static void check_no_arrow(Parser *parser, const TypeExpr *type) {
+    if (!type || type->arrow_at < 0)
+        return;
+    Diagnostic *error = error_at(parser->diagnostics, type->span,
+                                 "the type of a value has no `->`: only a parameter has inputs "
+                                 "and outputs");
+    help(error, "write a comma in its place");
+}
+
 static void check_statements(Parser *parser, ItemKind item, const Statement *statement) {
     for (; statement; statement = statement->next) {
         if (!(statement_places[statement->kind].items & IN(item))) {
@@ -565,22 +602,85 @@ static void check_statements(Parser *parser, ItemKind item, const Statement *sta
                          item_word(item), statement_places[statement->kind].word);
             help(error, "%s", statement_places[statement->kind].remedy);
         }
+        if (statement->kind == STATEMENT_BIND)
+            check_no_arrow(parser, statement->type);
         check_statements(parser, item, statement->body);
         check_statements(parser, item, statement->otherwise);
     }
 }
 
+static void check_loops(Parser *parser, const Statement *statement, bool in_loop) {
+    for (; statement; statement = statement->next) {
+        StatementKind kind = statement->kind;
+        check_loops(parser, statement->body, in_loop || kind == STATEMENT_FOR);
+        check_loops(parser, statement->otherwise, in_loop);
+        if (!in_loop ||
+            (kind != STATEMENT_RETURN && kind != STATEMENT_INPUT && kind != STATEMENT_MINIMIZE))
+            continue;
+        Diagnostic *error = error_at(parser->diagnostics, statement->span,
+                                     "`%s` stands outside loops", statement_places[kind].word);
+        if (kind == STATEMENT_RETURN)
+            help(error, "carry the value in a name from outside the loop, and return that");
+    }
+}
+
+static void check_parameters(Parser *parser, const Item *item) {
+    Places places = {0};
+    for (const Parameter *p = item->parameters; p; p = p->next) {
+        claim_name(parser, &places, p->name.text, &p->name.span, "a parameter");
+        if (item->kind != ITEM_OPTIMIZER)
+            check_no_arrow(parser, p->type);
+    }
+    check_no_arrow(parser, item->result);
+    string_map_free(&places);
+}
+
+/* What a plan or recipe says once: the rate's two schedules count as one. */
+static const char *said_once(const Directive *directive) {
+    switch (directive->kind) {
+    case DIRECTIVE_SET:
+        return directive->name.text;
+    case DIRECTIVE_COSINE:
+    case DIRECTIVE_LINEAR:
+        return "cosine";
+    case DIRECTIVE_MEMORY:
+    case DIRECTIVE_PRECISION:
+    case DIRECTIVE_WARMUP:
+    case DIRECTIVE_CLIP:
+    case DIRECTIVE_BATCH:
+    case DIRECTIVE_STEPS:
+    case DIRECTIVE_VALIDATE:
+        return directive_places[directive->kind].word;
+    default:
+        return NULL;
+    }
+}
+
 static void check_directives(Parser *parser, ItemKind item, const Directive *directive) {
     ItemKind other = item == ITEM_PLAN ? ITEM_RECIPE : ITEM_PLAN;
-    for (; directive; directive = directive->next)
+    Places values = {0}, settings = {0};
+    for (; directive; directive = directive->next) {
+        const char *word = directive_places[directive->kind].word, *once = said_once(directive);
         if (!(directive_places[directive->kind].items & IN(item)))
-            error_at(parser->diagnostics, directive->span, "`%s` belongs in %s, not in %s",
-                     directive_places[directive->kind].word, item_word(other), item_word(item));
+            error_at(parser->diagnostics, directive->span, "`%s` belongs in %s, not in %s", word,
+                     item_word(other), item_word(item));
+        else if (once && directive->kind == DIRECTIVE_SET)
+            claim_name(parser, &settings, once, &directive->name.span, "set");
+        else if (once)
+            claim_name(parser, &values, once, &directive->span, "given");
+    }
+    string_map_free(&values);
+    string_map_free(&settings);
 }
 
 void tree_add_items(Parser *parser, ItemList items) {
+    /* A brace that is missing makes a loop of what was to follow it. */
+    bool whole = diagnostics_errors(parser->diagnostics) == parser->errors_before;
     for (const Item *item = items.first; item && !parser->stopped; item = item->next) {
+        check_parameters(parser, item);
         check_statements(parser, item->kind, item->body);
+        if (whole)
+            check_loops(parser, item->body, false);
         check_directives(parser, item->kind, item->directives);
     }
     LIST_CONCAT(parser->items, items);

@@ -170,6 +170,18 @@ static void print_statements(Text *out, const Statement *list) {
     }
 }
 
+static void print_part_index(Text *out, const PartIndex *index) {
+    text_puts(out, index->any ? "[*" : "[");
+    for (const IndexRange *range = index->ranges; range; range = range->next) {
+        print_expr(out, range->low);
+        text_puts(out, range->high ? ".." : "");
+        if (range->high)
+            print_expr(out, range->high);
+        text_puts(out, range->next ? "," : "");
+    }
+    text_puts(out, "]");
+}
+
 static void print_selectors(Text *out, const Selector *list) {
     for (const Selector *selector = list; selector; selector = selector->next) {
         text_puts(out, selector == list ? "" : ",");
@@ -181,15 +193,8 @@ static void print_selectors(Text *out, const Selector *list) {
                 print_selectors(out, part->choices);
                 text_puts(out, "}");
             }
-            text_puts(out, part->any_index ? "[*" : part->indexed ? "[" : "");
-            for (const IndexRange *range = part->ranges; range; range = range->next) {
-                print_expr(out, range->low);
-                text_puts(out, range->high ? ".." : "");
-                if (range->high)
-                    print_expr(out, range->high);
-                text_puts(out, range->next ? "," : "");
-            }
-            text_puts(out, part->indexed ? "]" : "");
+            for (const PartIndex *index = part->indices; index; index = index->next)
+                print_part_index(out, index);
         }
     }
 }
@@ -446,13 +451,13 @@ static void test_words_are_names(void **state) {
         char text[1000], tree[1000];
         const char *w = words[i];
         snprintf(text, sizeof text,
-                 "fn %s(%s: [%s]; %s = 1) {\n%s = %s(%s; %s -> %s, %s = %s)[%s as %s]\n"
+                 "fn %s(%s: [%s]; k = %s) {\n%s = %s(%s; %s -> %s, %s = %s)[%s as %s]\n"
                  "%s: [%s] = %s: %s\nfor %s in %s { %s = %s + %s }\nreturn %s\n}\n"
                  "plan %s { dim %s = 2; set %s = %s; recompute %s.%s, %s keep %s }\n",
                  w, w, w, w, w, w, w, w, w, w, w, w, w, w, w, w, w, w, w, w, w, w, w, w, w, w,
                  w, w, w, w, w);
         snprintf(tree, sizeof tree,
-                 "(fn %s 0%s[%s] 1%s=1{let %s [(%s %s | %s -> %s %s=%s) %s:%s]}"
+                 "(fn %s 0%s[%s] 1k=%s{let %s [(%s %s | %s -> %s %s=%s) %s:%s]}"
                  "{let %s[%s] %s: %s}{for %s %s{let %s (+ %s %s)}}{return  %s})"
                  "(plan %s{dim %s 2}{set %s %s}{recompute %s.%s,%s keep %s})",
                  w, w, w, w, w, w, w, w, w, w, w, w, w, w, w, w, w, w, w, w, w, w, w, w, w, w,
@@ -513,8 +518,8 @@ static void test_statements(void **state) {
                 "{next m (+ m g)}{next p (- p (* lr m))})");
     expect_tree("fn f(x: [.., I], m: int[..]; I, J -> O; R, e = 1) -> [.., O] { return x }",
                 "(fn f 0x[..,I] 0mint[..] 1~I 1~J 1~>O 2R 2e=1 -> [..,O]{return  x})");
-    expect_tree("fn f(x: [.., I -> O], y: []; ; k) { return x }",
-                "(fn f 0x[..,I>,O] 0y[] 2k{return  x})");
+    expect_tree("optimizer f(x: [.., I -> O], y: []; ; k) { next x = y }",
+                "(optimizer f 0x[..,I>,O] 0y[] 2k{next x y})");
 }
 
 static void test_plans(void **state) {
@@ -529,26 +534,29 @@ static void test_plans(void **state) {
         "factorize layer[*].attn.{wq,wk}, layer[0..3, 5].ffn.{gate,a.up[1]},\n"
         "    **.x with cola(R)\n"
         "recompute layer[*] keep mid, **.low\n"
-        "memory 2 GiB; memory 1.5MiB; memory 64KiB; memory 77; memory M GiB\n"
-        "precision bf16 }",
+        "memory 2 GiB\nprecision bf16 }\n"
+        "plan d { memory 1.5MiB }; plan d { memory 64KiB }; plan d { memory 77 }\n"
+        "plan d { memory M GiB }",
         "(plan c extends a,b{dim R (/ D 4)}{dim Q 2}{flag f true}{preset{preset 130m R=256}}"
         "{set gate (< D 1024)}{set g 1}"
         "{factorize layer[*].attn.{wq,wk},layer[0..3,5].ffn.{gate,a.up[1]},**.x (cola R)}"
         "{recompute layer[*] keep mid,**.low}"
-        "{memory 2 GiB}{memory 1.5 MiB}{memory 64 KiB}{memory 77}{memory (* M GiB)}{precision "
-        "bf16})");
+        "{memory 2 GiB}{precision bf16})(plan d{memory 1.5 MiB})(plan d{memory 64 KiB})"
+        "(plan d{memory 77})(plan d{memory (* M GiB)})");
     expect_tree(
         "recipe r { preset 130m { lr = 3e-3, steps = 20000 }\n"
         "optimizer muon(lr = 1) on layer[*].**; adamw(decay = 0) on **.gain; sgd()\n"
-        "warmup 2000; cosine to 0.1; linear to -0.5 * a; clip 0.5; batch 512\n"
-        "steps 10000\nvalidate 250 }",
+        "warmup 2000; cosine to 0.1; clip 0.5; batch 512\n"
+        "steps 10000\nvalidate 250 }\nrecipe l { linear to -0.5 * a }",
         "(recipe r{preset{preset 130m lr=3e-3 steps=20000}}"
         "{optimizer (muon lr=1) on layer[*].** (adamw decay=0) on **.gain (sgd)}{warmup 2000}"
-        "{cosine 0.1}{linear (* (neg 0.5) a)}{clip 0.5}{batch 512}{steps 10000}{validate "
-        "250})");
-    Parsed *parsed = parse_bytes("t", "plan p { memory 1.5 GiB; memory 3KiB }", 38);
-    const Directive *memory = parsed->items->directives;
-    assert_true(memory->value->number == 1610612736.0 && memory->next->value->number == 3072.0);
+        "{cosine 0.1}{clip 0.5}{batch 512}{steps 10000}{validate 250})"
+        "(recipe l{linear (* (neg 0.5) a)})");
+    static const char text[] = "plan p { memory 1.5 GiB }; plan q { memory 3KiB }";
+    Parsed *parsed = parse_bytes("t", text, sizeof text - 1);
+    const Item *p = parsed->items;
+    assert_true(p->directives->value->number == 1610612736.0 &&
+                p->next->directives->value->number == 3072.0);
     parsed_free(parsed);
 }
 
