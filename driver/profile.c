@@ -72,12 +72,13 @@ static int compare_rows(const void *a, const void *b) {
 
 /* The function's runtime scalars by name; what is not named here is 0. */
 static double *scalar_values(const Function *function, double rate) {
+    static const char *const ones[] = {"step", "micro_batches", "training"};
     double *values = checked_alloc((size_t)(function->scalar_count + 1) * sizeof *values);
     for (int64_t i = 0; i < function->scalar_count; i++) {
         const char *name = function->scalars[i];
-        values[i] = !strcmp(name, "step") || !strcmp(name, "micro_batches") ? 1
-                    : !strncmp(name, "lr", 2)                                ? rate
-                                                                             : 0;
+        values[i] = strncmp(name, "lr", 2) ? 0 : rate;
+        for (int one = 0; one < COUNT_OF(ones); one++)
+            values[i] = strcmp(name, ones[one]) ? values[i] : 1;
     }
     return values;
 }

@@ -21,6 +21,10 @@ Dim *dim_new(Expander *x, const char *name, Span declared) {
 
 void table_add(Expander *x, DimTable *table, Dim *dim) {
     Dim *other = table_find(table, dim->name);
+    if (strcmp(dim->name, "training") == 0) { /* the library's texts mean the built-in one */
+        complain(x, NULL, dim->declared, "`training` is a built-in value: choose another name");
+        return;
+    }
     if (other) {
         Diagnostic *d = complain(x, NULL, dim->declared, "`%s` is already declared", dim->name);
         note_at(d, other->declared, "it is declared here%s%s", *other->owner ? ", by " : "",

@@ -64,6 +64,16 @@ static Value unknown_name(Expander *x, Frame *f, const Expr *e) {
     return poison;
 }
 
+/* 1 in `micro`, 0 in `eval`: a runtime scalar that any text may name. */
+static Value eval_training(Expander *x, Frame *f, const Expr *e) {
+    if (f->compile_time) {
+        complain(x, f, e->span, "`training` is known only when the model runs");
+        return poison;
+    }
+    Builder b = builder_at(x, f, e->span);
+    return tensor_value(build_scalar(&b, function_scalar(x->function, "training")));
+}
+
 static Value eval_name(Expander *x, Frame *f, const Expr *e) {
     const Binding *binding = frame_find(f, e->name.text);
     if (binding)
@@ -71,6 +81,8 @@ static Value eval_name(Expander *x, Frame *f, const Expr *e) {
     Dim *dim = table_find(f->table, e->name.text);
     if (dim)
         return number_value(dim_number(x, dim));
+    if (strcmp(e->name.text, "training") == 0 && !f->optimizer)
+        return eval_training(x, f, e);
     return unknown_name(x, f, e);
 }
 

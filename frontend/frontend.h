@@ -299,7 +299,7 @@ typedef struct Recipe {
 
 /* A model expanded and checked against a request.  The module has the weights, metrics
  * (`loss_sum`, `weight_sum`, `observe.NAME` as role metric, f32, no axes) and one function,
- * `micro(step, seed, sample0)`, whose writes are `loss_sum += E`, `weight_sum += W` and the
+ * `micro(step, seed, sample0)` (and `training` where the texts name it), whose writes are `loss_sum += E`, `weight_sum += W` and the
  * observed sums.  Later passes complete it. */
 typedef struct Compilation {
     Texts *texts;

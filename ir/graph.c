@@ -127,6 +127,20 @@ Function *module_function(Module *module, const char *name, int scalar_count,
     return function;
 }
 
+int64_t function_scalar(Function *function, const char *name) {
+    int64_t count = function->scalar_count;
+    for (int64_t i = 0; i < count; i++)
+        if (strcmp(function->scalars[i], name) == 0)
+            return i;
+    Arena *arena = function->module->arena;
+    const char **scalars = arena_alloc_array(arena, (size_t)count + 1, sizeof *scalars);
+    for (int64_t i = 0; i < count; i++)
+        scalars[i] = function->scalars[i];
+    scalars[count] = arena_strdup(arena, name);
+    function->scalars = scalars;
+    return function->scalar_count++;
+}
+
 Function *module_find_function(const Module *module, const char *name) {
     for (int64_t i = 0; i < module->functions.count; i++)
         if (strcmp(module->functions.data[i]->name, name) == 0)

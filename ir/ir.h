@@ -231,6 +231,8 @@ StateId module_find_state(const Module *module, const char *path, Role role, int
 Function *module_function(Module *module, const char *name, int scalar_count,
                           const char *const *scalars); /* a new, empty one, appended */
 Function *module_find_function(const Module *module, const char *name); /* NULL */
+/* The number of the runtime scalar of that name; one that is new comes after the others. */
+int64_t function_scalar(Function *function, const char *name);
 int64_t module_bytes(const Module *module); /* the compiler's own memory for it */
 
 Type type_of(DataType dtype, const AxisId *axes, int rank); /* sorts; axes must be distinct */

@@ -98,7 +98,7 @@ bool pass_memory(PassContext *context);
  *   summed in rows (a view of the window), so that the f32 sum of a large slab stays accurate.
  *   Metrics: `loss` = loss_sum / weight_sum (0 where weight_sum is 0), `grad_norm`, and for every
  *   sum `observe.X` its mean over micro-batches, `observed.X`; then the sums are set to 0.
- * eval(step, seed, sample0): the forward part of micro, `loss_sum +=`, `weight_sum +=`.
+ * eval(step, seed, sample0, …): the forward part of micro, `loss_sum +=`, `weight_sum +=`.
  * Without for_training `micro` itself becomes `eval`, and there is no update. */
 
 /* ---- layout.c ------------------------------------------------------------------------------

@@ -132,6 +132,7 @@ static void session_close(Session *session) {
 
 typedef struct ScalarValues {
     int64_t step, sample0, update_of; /* update_of: of how many steps the rates are */
+    bool evaluating;
 } ScalarValues;
 
 static double scalar_value(const Session *session, const char *name,
@@ -143,6 +144,8 @@ static double scalar_value(const Session *session, const char *name,
         return (double)session->options->seed;
     if (strcmp(name, "sample0") == 0)
         return (double)values->sample0;
+    if (strcmp(name, "training") == 0)
+        return values->evaluating ? 0 : 1;
     if (strcmp(name, "micro_batches") == 0)
         return (double)session->micro_batches;
     if (strcmp(name, "lr") == 0 || sscanf(name, "lr_%d", &group) == 1)
@@ -210,7 +213,7 @@ static bool evaluate(Session *session, int64_t batches, LossSum *sum) {
     for (int64_t i = 0; i < batches; i++) {
         int64_t sample0 = i * session->rows;
         if (!fill_inputs(session, session->validation, ORDER_SEQUENTIAL, sample0) ||
-            !run_function(session, "eval", (ScalarValues){.sample0 = sample0}))
+            !run_function(session, "eval", (ScalarValues){.sample0 = sample0, .evaluating = true}))
             return false;
         LossSum part = take_loss(session);
         sum->loss += part.loss;
