@@ -42,7 +42,7 @@ static Compilation *compile_body(const char *body, Diagnostics *diagnostics) {
 }
 
 /* ΣE / ΣW; the parameter `w`, if there is one, holds 1, 2, 3, … in order of its axes. */
-static double loss_of(const char *body, double seed) {
+static double loss_when(const char *body, double seed, double training) {
     Diagnostics *diagnostics = diagnostics_new();
     Compilation *compilation = compile_body(body, diagnostics);
     const Module *module = compilation->module;
@@ -58,7 +58,8 @@ static double loss_of(const char *body, double seed) {
     int64_t count = w < 0 ? 0 : type_elements(module, state_type(&module->states.data[w]));
     for (int64_t k = 0; k < count; k++)
         interp_state(interp, w)[k] = (double)k + 1;
-    interp_run(interp, module_find_function(module, "micro"), (double[]){1, seed, 0}, false);
+    interp_run(interp, module_find_function(module, "micro"), (double[]){1, seed, 0, training},
+               false);
     StateId sum = module_find_state(module, "loss_sum", ROLE_METRIC, 0);
     StateId weight = module_find_state(module, "weight_sum", ROLE_METRIC, 0);
     double loss = *interp_state(interp, sum) / *interp_state(interp, weight);
@@ -66,6 +67,10 @@ static double loss_of(const char *body, double seed) {
     compilation_free(compilation);
     diagnostics_free(diagnostics);
     return loss;
+}
+
+static double loss_of(const char *body, double seed) {
+    return loss_when(body, seed, 1);
 }
 
 static void check(const char *body, double wanted) {
@@ -257,6 +262,18 @@ static void test_random(void **state) {
     check("minimize mean(bucket((i + 0.5) / 6; E))", (0 + 1 + 1 + 2 + 3 + 3) / 6.0);
 }
 
+/* dropout is of the training alone; a model's own chance is not. */
+static void test_training(void **state) {
+    (void)state;
+    const char *dropped = "x = 1.5 * i + 1\n minimize mean(abs(dropout(x; 0.5) - x))";
+    assert_true(loss_when(dropped, 1, 1) > 0);
+    assert_true(loss_when(dropped, 1, 0) == 0);
+    assert_true(loss_when(draw, 1, 0) == loss_when(draw, 1, 1));
+    check("minimize mean(i + 3 * training)", 5.5);
+    assert_true(loss_when("minimize mean(i + 3 * training)", 1, 0) == 2.5);
+    check("training = 7\n minimize mean(i * 0 + training)", 7);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_compile_time), cmocka_unit_test(test_int_tensors),
@@ -265,7 +282,7 @@ int main(void) {
         cmocka_unit_test(test_reductions),   cmocka_unit_test(test_loops),
         cmocka_unit_test(test_softmax),      cmocka_unit_test(test_activations),
         cmocka_unit_test(test_norms),        cmocka_unit_test(test_cross_entropy),
-        cmocka_unit_test(test_random),
+        cmocka_unit_test(test_random),       cmocka_unit_test(test_training),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
