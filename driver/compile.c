@@ -21,6 +21,7 @@ bool compile(Compiled *compiled, const Options *options, const char *last, bool 
             .module = compiled->compilation->module,
             .compilation = compiled->compilation,
             .diagnostics = compiled->diagnostics,
+            .name = options->request.path,
             .no_fuse = options->no_fuse,
             .no_reuse = options->no_reuse,
             .for_training = for_training,

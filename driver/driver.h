@@ -30,7 +30,7 @@ typedef struct Options {
     DeviceChoice device;
     int threads;             /* 0: OMP_NUM_THREADS */
     uint64_t seed;
-    const char *data, *out, *output, *weights, *stage, *passes, *function;
+    const char *data, *out, *output, *weights, *stage, *passes, *function, *model;
     bool their_names;        /* --names hf */
     SampleOrder order;
     int64_t steps;           /* 0: the recipe's */

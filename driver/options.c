@@ -149,6 +149,8 @@ static const Option option_list[] = {
     {"--function", "NAME", TAKES_TEXT, AT(function), " ir ", "which function --dot draws (micro)"},
     {"--dot", NULL, TAKES_NOTHING, AT(dot), " ir ", "as a Graphviz drawing"},
     {"--passes", "A,B", TAKES_TEXT, AT(passes), " opt ", "passes to run, in this order"},
+    {"--model", "FILE", TAKES_TEXT, AT(model), " opt ",
+     "the model that the module is of: for passes that ask for its plan or recipe"},
     {"--check", NULL, TAKES_NOTHING, AT(check_only), " fmt ",
      "write nothing; exit 1 when a text is not in canonical layout"},
     {"--json", NULL, TAKES_NOTHING, AT(json), "", "JSON objects, one a line"},

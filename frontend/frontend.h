@@ -16,6 +16,7 @@
  *   plan.c             plans: directives, `extends`, where each applies; placing a block
  *   recipe.c           recipes: how it is trained
  *   optimizer.c        an optimizer's text over one state
+ *   adopt.c            a compilation takes up another module of its model, read from IR text
  */
 #ifndef COLAC_FRONTEND_H
 #define COLAC_FRONTEND_H
@@ -334,6 +335,11 @@ bool expand_optimizer(Compilation *compilation, Function *function, int recipe_g
                       StateId weight, NodeId gradient, NodeId rate, NodeId step);
 /* Does the optimizer of this group run element by element (so over flat states)? */
 bool optimizer_is_elementwise(const Compilation *compilation, int recipe_group);
+
+/* For passes on IR text: from now on the compilation speaks of `module`, which it takes over, in the
+ * place of its own.  Its recipe, and its plan when that is yet to be carried out, are held against
+ * it anew.  `name`: of the text, for what has no better place.  False after reporting. */
+bool compilation_adopt(Compilation *compilation, Module *module, const char *name, bool with_plan);
 
 /* Does the selector match this path?  Indices are compile-time values, settled before. */
 bool selector_matches(const Compilation *compilation, const Selector *selector, const char *path);

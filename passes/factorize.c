@@ -57,12 +57,16 @@ static NodeId other_operand(const Replacement *replacement, const Node *product)
     return product->inputs[product->inputs[0] == replacement->read];
 }
 
-/* Two factorized weights cannot be each other's x. */
+/* Two factorized weights cannot be each other's x.  Passes that ran before, on IR text, may have
+ * taken away the one use that was there. */
 static bool check_operands(const Factorization *f, StateId weight) {
     const Replacement *replacement = &f->replacements[weight];
-    INTERNAL_CHECK(replacement->uses == 1);
+    if (replacement->uses != 1 || node_at(f->micro, replacement->product)->op != OP_DOT) {
+        refuse_module(f->context, "factorize", "`%s` is not used once, in a dot",
+                      f->module->states.data[weight].path);
+        return false;
+    }
     const Node *product = node_at(f->micro, replacement->product);
-    INTERNAL_CHECK(product->op == OP_DOT);
     const Node *x = node_at(f->micro, other_operand(replacement, product));
     if (x->op != OP_STATE || !f->replacements[x->attr.integer].by)
         return true;

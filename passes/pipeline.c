@@ -130,14 +130,18 @@ static void dump_changes(const PassContext *context, int position, uint64_t *las
         fprintf(stderr, "colac: warning: %s: %s\n", path, strerror(errno));
 }
 
+static const char *text_name(const PassContext *context) {
+    return context->name ? context->name : "module";
+}
+
 Diagnostic *refuse_module(const PassContext *context, const char *pass, const char *format, ...) {
     Text text = {0};
     va_list args;
     va_start(args, format);
     text_vprintf(&text, format, args);
     va_end(args);
-    Diagnostic *error = error_in_file(context->diagnostics, context->name ? context->name : pass,
-                                      "pass `%s`: %s", pass, text_string(&text));
+    Diagnostic *error = error_in_file(context->diagnostics, text_name(context), "pass `%s`: %s",
+                                      pass, text_string(&text));
     text_free(&text);
     return error;
 }
@@ -153,7 +157,7 @@ static int find_pass(const PassContext *context, const char *name) {
         names[i] = pass_list[i].name;
     }
     Diagnostic *error =
-        error_in_file(context->diagnostics, "passes", "there is no pass `%s`", name);
+        error_in_file(context->diagnostics, text_name(context), "there is no pass `%s`", name);
     const char *near = nearest_name(name, names, pass_count);
     if (near)
         help(error, "did you mean `%s`?", near);
@@ -168,10 +172,9 @@ static bool has_compilation(const PassContext *context) {
 static bool run_pass(PassContext *context, int position, PassReports *reports) {
     const Pass *pass = &pass_list[position];
     if (pass->needs_compilation && !has_compilation(context)) {
-        Diagnostic *error = error_in_file(
-            context->diagnostics, "passes",
-            "pass `%s` needs a model's text: its plan and recipe say what to do", pass->name);
-        help(error, "run it on a model: `colac ir MODEL --stage %s`", pass->name);
+        Diagnostic *error =
+            refuse_module(context, pass->name, "it asks for a model's plan and recipe");
+        help(error, "name the model: `--model FILE.cola --plan NAME --recipe NAME`");
         return false;
     }
     double started = seconds_now();
@@ -200,16 +203,17 @@ static bool stage_fits(const PassContext *context, int position, Stage stage) {
     Stage needed = position ? pass_list[position - 1].gives : STAGE_GRAPH;
     if (stage == needed)
         return true;
-    error_in_file(context->diagnostics, "passes",
-                  "pass `%s` takes a module at stage %s, and this one is at stage %s",
-                  pass_list[position].name, stage_name(needed), stage_name(stage));
+    refuse_module(context, pass_list[position].name,
+                  "it takes a module at stage %s, and this one is at stage %s", stage_name(needed),
+                  stage_name(stage));
     return false;
 }
 
 bool run_named_passes(PassContext *context, const char *names, Stage *stage) {
     const char *violation = ir_verify(context->module, *stage);
     if (violation) {
-        error_in_file(context->diagnostics, "passes", "the module is malformed: %s", violation);
+        error_in_file(context->diagnostics, text_name(context), "the module is malformed: %s",
+                      violation);
         return false;
     }
     Arena *arena = arena_new();
