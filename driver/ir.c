@@ -70,59 +70,86 @@ int run_ir_command(Options *options) {
     return code;
 }
 
-/* Passes that place a plan's blocks need the model's text: --plan FILE.cola:NAME gives both. */
-static Compilation *compilation_for_passes(const Options *options, Diagnostics *diagnostics) {
-    const char *plan = options->request.plan;
-    const char *colon = plan ? strrchr(plan, ':') : NULL;
-    if (!colon)
-        return NULL;
-    Text path = {0};
-    text_append(&path, plan, (size_t)(colon - plan));
-    Request request = options->request;
-    request.path = text_string(&path);
-    request.plan = colon + 1;
-    Compilation *compilation = compile_model(&request, diagnostics);
-    text_free(&path);
+/* Is a pass among `a,b,c`? */
+static bool names_pass(const char *passes, const char *name) {
+    for (const char *at = passes; at; at = strchr(at, ',') ? strchr(at, ',') + 1 : NULL)
+        if (strcspn(at, ",") == strlen(name) && !strncmp(at, name, strlen(name)))
+            return true;
+    return false;
+}
+
+/* The model's texts, which speak of the parsed module from now on; the module is theirs then.
+ * NULL after reporting. */
+static Compilation *compile_for_module(const Options *options, const Request *request,
+                                       Module *module, Diagnostics *diagnostics) {
+    Compilation *compilation = compile_model(request, diagnostics);
+    if (!compilation)
+        module_free(module);
+    else
+        compilation_adopt(compilation, module, options->files[0],
+                          names_pass(options->passes, "factorize"));
     return compilation;
 }
 
+/* Runs the passes and writes what comes out.  Exit code. */
+static int transform(const Options *options, Module *module, Compilation *compilation,
+                     Stage stage, Diagnostics *diagnostics) {
+    PassContext context = {.module = module,
+                           .compilation = compilation,
+                           .diagnostics = diagnostics,
+                           .name = options->files[0],
+                           .no_fuse = options->no_fuse,
+                           .no_reuse = options->no_reuse,
+                           .for_training = true};
+    if (options->passes && !run_named_passes(&context, options->passes, &stage))
+        return 1;
+    Text text = {0};
+    ir_print(context.module, stage, &text);
+    int code = write_text(options, &text);
+    text_free(&text);
+    return code;
+}
+
+/* What asks for a model's texts has no meaning without them. */
+static bool model_is_given(const Options *options) {
+    const Request *request = &options->request;
+    const char *option = request->plan           ? "--plan"
+                         : request->recipe       ? "--recipe"
+                         : request->preset       ? "--preset"
+                         : request->define_count ? "-D"
+                                                 : NULL;
+    if (options->model || !option)
+        return true;
+    fprintf(stderr, "colac opt: %s is about a model: name it with --model FILE\n", option);
+    return false;
+}
+
 int run_opt_command(Options *options) {
+    if (!model_is_given(options))
+        return 2;
     Diagnostics *diagnostics = diagnostics_new();
-    const char *path = options->request.path;
-    Source source = {.name = path};
-    char *bytes = read_file(path, (size_t)1 << 30, &source.length);
-    int code = 1;
-    if (!bytes) {
-        error_in_file(diagnostics, path, "cannot be read: %s", strerror(errno));
-        code = finish(diagnostics);
-        diagnostics_free(diagnostics);
-        return code;
-    }
-    source.text = bytes;
+    Source source = {.name = options->files[0]};
+    Request request = options->request;
+    request.path = options->model;
+    char *bytes = read_file(source.name, (size_t)1 << 30, &source.length);
+    Module *module = NULL;
     Stage stage;
-    Module *module = ir_parse(&source, diagnostics, &stage);
-    Compilation *compilation =
-        module && options->request.plan ? compilation_for_passes(options, diagnostics) : NULL;
-    if (module && !diagnostics_errors(diagnostics)) {
-        PassContext context = {.module = module,
-                               .compilation = compilation,
-                               .diagnostics = diagnostics,
-                               .no_fuse = options->no_fuse,
-                               .no_reuse = options->no_reuse,
-                               .for_training = true};
-        if (!options->passes || run_named_passes(&context, options->passes, &stage)) {
-            Text text = {0};
-            ir_print(context.module, stage, &text);
-            code = write_text(options, &text);
-            text_free(&text);
-        }
-        module = context.module;
-    }
+    source.text = bytes;
+    if (bytes)
+        module = ir_parse(&source, diagnostics, &stage);
+    else
+        error_in_file(diagnostics, source.name, "cannot be read: %s", strerror(errno));
+    Compilation *compilation = NULL;
+    if (module && options->model)
+        compilation = compile_for_module(options, &request, module, diagnostics);
+    int code = 1;
+    if (module && !diagnostics_errors(diagnostics))
+        code = transform(options, module, compilation, stage, diagnostics);
     if (finish(diagnostics))
         code = 1;
     if (compilation)
         compilation_free(compilation);
-    if (module)
+    else if (module && !options->model)
         module_free(module);
     free(bytes);
     diagnostics_free(diagnostics);
