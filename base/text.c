@@ -162,7 +162,7 @@ const char *nearest_name(const char *name, const char *const *candidates, int co
     size_t length = strlen(name);
     /* A third of the letters may be wrong: "rmsnrom" finds rmsnorm, "q" finds nothing longer.
      */
-    int limit = length > LONGEST_COMPARED ? 1 : (int)(length + 2) / 3 + 1;
+    int limit = length > LONGEST_COMPARED ? 1 : length < 6 ? 2 : (int)length / 3 + 1;
     const char *nearest = NULL;
     for (int i = 0; i < count; i++) {
         int distance = edit_distance(name, candidates[i], limit);

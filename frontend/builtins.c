@@ -151,7 +151,12 @@ static Value reduce(Expander *x, Frame *f, const Expr *e, Op op, bool divide) {
     if (!affordable(x, f, e->span, node_at(x->function, node)->type))
         return poison;
     Builder b = builder_at(x, f, e->span);
-    NodeId result = build_reduce(&b, op, node, axes.axes, axes.count);
+    if (op == OP_MINIMUM)
+        node = build_1(&b, OP_NEG, node);
+    NodeId result =
+        build_reduce(&b, op == OP_MINIMUM ? OP_MAX : op, node, axes.axes, axes.count);
+    if (op == OP_MINIMUM)
+        result = build_1(&b, OP_NEG, result);
     if (divide) {
         int64_t count = axes_elements(x->module, axes.axes, axes.count);
         DataType dtype = node_at(x->function, result)->type.dtype;
@@ -168,10 +173,10 @@ static Value apply_mean(Expander *x, Frame *f, const Expr *e, const Builtin *bui
     return reduce(x, f, e, builtin->op, true);
 }
 
-/* max(x; T) over axes, max(a, b) of two */
+/* max(x; T) over axes, max(a, b) of two; the least is -max(-x) */
 static Value apply_max(Expander *x, Frame *f, const Expr *e, const Builtin *builtin) {
     if (count_args(e) == 1)
-        return reduce(x, f, e, OP_MAX, false);
+        return reduce(x, f, e, builtin->op == OP_MAXIMUM ? OP_MAX : OP_MINIMUM, false);
     Value values[MAX_ARGS];
     const Expr *operands[MAX_ARGS];
     if (e->groups) {
@@ -208,7 +213,8 @@ static bool want_summed(Expander *x, Frame *f, const Expr *e, const Expr *operan
             excerpt(x, other->span), axes_text(x, other_type));
         explain_axis(x, d, axes->axes[i]);
         AxisList want = {1, {axes->axes[i]}}, have = axes_only_in(type, other_type);
-        suggest_rename(x, d, &want, operand, &have);
+        if (!suggest_declared(x, d, axes->axes[i], operand, type))
+            suggest_rename(x, d, &want, operand, &have);
         return false;
     }
     return true;
@@ -392,16 +398,26 @@ static Value apply_stack(Expander *x, Frame *f, const Expr *e, const Builtin *bu
     }
     bool fine = axes_of_name(x, f, e->args->name, &axes) && axes.count == 1;
     ARRAY(NodeId) parts = {0};
+    ARRAY(Value) values = {0};
     Type type = {0};
-    const Expr *first = e->args->a;
+    const Expr *first = NULL; /* part that is no number: numbers are spread over its axes */
     for (const Expr *arg = e->args; arg; arg = arg->next) {
-        const Expr *part = arg == e->args ? first : arg;
+        const Expr *part = arg == e->args ? e->args->a : arg;
         Value value = eval(x, f, part);
-        fine =
-            value.kind != VALUE_POISON && stack_part(x, f, part, first, value, &type) && fine;
-        if (fine)
-            array_push(&parts, node_of(x, f, part->span, value, TYPE_F32));
+        array_push(&values, value);
+        fine &= value.kind != VALUE_POISON;
+        if (value.kind != VALUE_TENSOR)
+            continue;
+        first = first ? first : part;
+        fine = stack_part(x, f, part, first, value, &type) && fine;
     }
+    fine = fine && (first || want_tensor(x, f, e->args->a, values.data[0]));
+    Builder b = builder_at(x, f, e->span);
+    const Expr *arg = e->args;
+    for (int64_t i = 0; fine && i < values.count; i++, arg = arg->next)
+        array_push(&parts,
+                   build_expand(&b, node_of(x, f, arg->span, values.data[i], TYPE_F32), type));
+    array_free(&values);
     Value result =
         fine ? stack_along(x, f, e, axes.axes[0], parts.data, (int)parts.count, type) : poison;
     array_free(&parts);
@@ -443,7 +459,7 @@ static const Builtin builtins[] = {
     {"sum", 1, 1, true, false, OP_SUM, NULL, apply_sum, "sum(x; D)"},
     {"mean", 1, 1, true, false, OP_SUM, NULL, apply_mean, "mean(x; D)"},
     {"max", 1, 2, true, false, OP_MAXIMUM, NULL, apply_max, "max(x; D) or max(a, b)"},
-    {"min", 2, 2, false, true, OP_MINIMUM, NULL, apply_max, "min(a, b)"},
+    {"min", 1, 2, true, false, OP_MINIMUM, NULL, apply_max, "min(x; D) or min(a, b)"},
     {"exp", 1, 1, false, true, OP_EXP, exp, apply_map, "exp(x)"},
     {"log", 1, 1, false, true, OP_LOG, log, apply_map, "log(x)"},
     {"sqrt", 1, 1, false, true, OP_SQRT, sqrt, apply_map, "sqrt(x)"},
@@ -520,7 +536,7 @@ static bool statements_cross(CrossWalk *walk, const Statement *s) {
 static bool call_crosses(CrossWalk *walk, const Expr *e) {
     const Builtin *builtin = find_builtin(e->name.text);
     if (builtin)
-        return !builtin->local && !(builtin->op == OP_MAXIMUM && count_args(e) == 2);
+        return !builtin->local && !(builtin->apply == apply_max && count_args(e) == 2);
     if (e->groups)
         return true; /* axes may be among them */
     const Item *item = find_item(walk->x, e->name.text, e->span.source);

@@ -118,6 +118,8 @@ static void complain_no_item(Expander *x, ItemKind kind, const char *name, const
         help(d, "did you mean `%s`?", nearest);
     if (all.length)
         help(d, "there is %s", text_string(&all));
+    else
+        help(d, "there is none in this text and those it uses");
     text_free(&all);
     array_free(&names);
 }
@@ -271,21 +273,6 @@ static void check_weight_sum(Expander *x) {
     free(marked);
 }
 
-static void warn_unread(Expander *x) {
-    unsigned char *live = live_nodes(x->function);
-    unsigned char *read = checked_alloc((size_t)x->module->states.count + 1);
-    for (NodeId id = 0; id < x->function->nodes.count; id++)
-        if (live[id] && weight_read(x, id))
-            read[node_at(x->function, id)->attr.integer] = 1;
-    for (StateId s = 0; s < x->module->states.count; s++) {
-        const State *state = &x->module->states.data[s];
-        if (state->role == ROLE_WEIGHT && !read[s])
-            warning_at(x->diagnostics, state->span, "the loss does not depend on parameter `%s`",
-                       state->path);
-    }
-    free(live);
-    free(read);
-}
 
 static void check_preset(Expander *x) {
     if (!x->request->preset || x->preset_known)
@@ -363,7 +350,6 @@ static void compile(Expander *x) {
     check_weight_sum(x);
     check_plan(x);
     check_recipe(x);
-    warn_unread(x);
 }
 
 static Expander *expander_new(Compilation *c, const Request *request) {

@@ -214,10 +214,10 @@ struct ParsedDefine {
 /* The value is an expression of the language: parsed as the declaration it would be. */
 static void parse_define(Expander *x, const Define *define) {
     Source *source = arena_alloc(x->arena, sizeof *source);
-    const char *text = arena_printf(x->arena, "dim %s = %s", define->name, define->value);
+    const char *text = arena_printf(x->arena, "%s=%s", define->name, define->value);
     *source = (Source){.name = "-D", .text = text, .length = strlen(text)};
     int errors = error_count(x);
-    const Item *item = parse_source(source, x->arena, x->diagnostics);
+    const Item *item = parse_values(source, x->arena, x->diagnostics);
     if (error_count(x) > errors)
         return;
     if (!item || item->next || item->kind != ITEM_STATEMENT ||

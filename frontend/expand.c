@@ -102,9 +102,16 @@ static void execute_dim(Expander *x, Frame *f, const Statement *s) {
 /* ---- control ------------------------------------------------------------------------- */
 
 static void execute_if(Expander *x, Frame *f, const Statement *s) {
-    Number condition = eval_number(x, f, s->value, "the condition of an `if`");
-    if (condition.kind == NUMBER_POISON)
+    Value value = eval(x, f, s->value);
+    if (value.kind == VALUE_TENSOR)
+        help(complain(x, f, s->value->span,
+                      "the condition of an `if` must be known before the model runs, and %s is "
+                      "a tensor",
+                      excerpt(x, s->value->span)),
+             "to choose element by element, write `where(condition, a, b)`");
+    if (value.kind != VALUE_NUMBER)
         return;
+    Number condition = value.number;
     if (condition.kind != NUMBER_BOOL) {
         complain(x, f, s->value->span, "%s is %s, and a condition is true or false",
                  excerpt(x, s->value->span), number_text(x, condition));
@@ -209,7 +216,8 @@ static void execute_return(Expander *x, Frame *f, const Statement *s) {
 
 static bool init_number(Expander *x, Frame *f, const Expr *call, double *number) {
     if (!call->args || call->args->next || call->groups) {
-        complain(x, f, call->span, "`%s` takes one number", call->name.text);
+        help(complain(x, f, call->span, "`%s` takes one number", call->name.text),
+             "as in `%s(0.02)`", call->name.text);
         return false;
     }
     Number value = eval_number(x, f, call->args, "an initial value");

@@ -143,7 +143,7 @@ typedef struct Instance {
     ScopeId scope;
     const char *path;
     int depth;
-    StringMap names; /* components and parameters by full path: index into spans */
+    StringMap names; /* by full path: twice the index into spans, 1 more for a parameter */
     ARRAY(Span) spans;
 } Instance;
 
@@ -209,6 +209,11 @@ void explain_difference(Expander *x, Diagnostic *d, Type a, const Expr *b_expr, 
 /* Suggests to rename one of `have`, axes of `e`, as one of `want` of the same size. */
 void suggest_rename(Expander *x, Diagnostic *d, const AxisList *want, const Expr *e,
                     const AxisList *have);
+/* Is one declared to be the other (`dim T = S`)? */
+bool declared_same(const Expander *x, AxisId a, AxisId b);
+/* Suggests to rename an axis of `e`, which has `type`, that is declared as `want` (`dim T = S`).
+ * False: there is none. */
+bool suggest_declared(Expander *x, Diagnostic *d, AxisId want, const Expr *e, Type type);
 AxisList axes_only_in(Type a, Type b);
 
 /* ---- expand.c ------------------------------------------------------------------------ */

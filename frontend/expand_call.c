@@ -62,7 +62,14 @@ static void bind_axes_or_number(Expander *x, Frame *caller, Frame *callee,
         return;
     }
     AxisList axes = {0};
-    if (!axes_of_args(x, caller, args, count, &axes)) {
+    bool number = false;
+    const Expr *arg = args;
+    for (int i = 0; i < count; i++, arg = arg->next)
+        number |= arg->kind == EXPR_NUMBER;
+    if (number && count > 1)
+        complain(x, caller, args->span, "`%s` takes one value here, `%s`, and this call gives %d",
+                 callee->item->name.text, formal->name.text, count);
+    if ((number && count > 1) || !axes_of_args(x, caller, args, count, &axes)) {
         bind_poison(callee, formal);
         return;
     }
@@ -321,15 +328,16 @@ bool claim_path(Expander *x, Frame *f, const char *path, Span span, const char *
     Instance *instance = f->instance;
     int64_t taken = string_map_get(&instance->names, path, -1);
     if (taken < 0) {
-        string_map_set(&instance->names, path, instance->spans.count);
+        string_map_set(&instance->names, path, 2 * instance->spans.count + !component);
         array_push(&instance->spans, span);
         return true;
     }
     Diagnostic *d = complain(x, f, span,
-                             component ? "two components would be called `%s`"
-                                       : "`%s` is the path of something else already",
+                             !component  ? "`%s` is the path of something else already"
+                             : taken % 2 ? "this component would be called `%s`, like a parameter"
+                                         : "two components would be called `%s`",
                              path);
-    note_at(d, instance->spans.data[taken], "the other is here");
+    note_at(d, instance->spans.data[taken / 2], "the other is here");
     if (component)
         help(d, "label one, as in `first: %s(…)`", component);
     return false;
@@ -357,9 +365,12 @@ static Value check_leak(Expander *x, Frame *callee, Value value) {
         const char *name = axis_name(x, type.axes[i]);
         if (strncmp(name, callee->item->name.text, length) != 0 || name[length] != '.')
             continue;
-        complain(x, callee, callee->result_span,
-                 "the result of `%s` has axis `%s`, which is local and cannot be named outside",
-                 callee->item->name.text, name + length + 1);
+        Diagnostic *d = complain(
+            x, callee, callee->result_span,
+            "the result of `%s` has axis `%s`, which is local and cannot be named outside",
+            callee->item->name.text, name + length + 1);
+        help(d, "sum over it, or declare a `dim` outside and give it to `%s` as an axis",
+             callee->item->name.text);
         return poison;
     }
     return value;

@@ -119,7 +119,9 @@ static Value unknown_call(Expander *x, Frame *f, const Expr *e) {
     Diagnostic *d =
         complain(x, f, e->name.span, "no block, fn or built-in function is named `%s`", name);
     const char *nearest = nearest_name(name, names, count);
-    if (nearest)
+    if (strcmp(name, "matmul") == 0 || strcmp(name, "einsum") == 0)
+        help(d, "a product that sums over an axis K of both is `dot(a, b; K)`");
+    else if (nearest)
         help(d, "did you mean `%s`?", nearest);
     else if (x->items.count == 0 || !find_item(x, "softmax", NULL))
         help(d, "the library's functions come with `use \"std.cola\"`");

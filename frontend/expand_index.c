@@ -170,6 +170,43 @@ static Value apply_pick(Expander *x, Frame *f, const Expr *e, Value value,
     return value;
 }
 
+/* The axis of a table that an index was likely meant for; -1: none. */
+static int32_t likely_axis(const Expander *x, Value table_value, Value index) {
+    Type table = value_type(x, table_value), type = value_type(x, index);
+    const Node *node = node_at(x->function, table_value.node);
+    const State *state = node->op == OP_STATE ? &x->module->states.data[node->attr.integer] : NULL;
+    int32_t likely = state && state->in_count ? (int32_t)state->in[0] : -1;
+    for (int i = 0; i < table.rank; i++) {
+        if (declared_same(x, table.axes[i], (AxisId)index.below_axis))
+            return (int32_t)table.axes[i];
+        if (likely < 0 && !type_has(type, table.axes[i]))
+            likely = (int32_t)table.axes[i];
+    }
+    return likely;
+}
+
+/* Has the table the axis that the index is below? */
+static bool want_looked_up(Expander *x, Frame *f, const Expr *e, Value table, Value index,
+                           const IndexItem *item) {
+    Type type = value_type(x, table);
+    AxisId axis = (AxisId)index.below_axis;
+    if (type_has(type, axis))
+        return true;
+    const char *text = excerpt(x, item->value->span);
+    Diagnostic *d = complain(x, f, item->span,
+                             "%s has no axis `%s`, which %s is below: it has %s",
+                             excerpt(x, e->span), axis_name(x, axis), text, axes_text(x, type));
+    explain_axis(x, d, axis);
+    int32_t likely = likely_axis(x, table, index);
+    bool fits = likely >= 0 && axis_size(x, (AxisId)likely) >= index.below;
+    const char *table_text = excerpt(x, e->span);
+    if (likely >= 0)
+        help(d, "to look up along another axis, name it: `%.*s[%s = %.*s]`",
+             (int)strlen(table_text) - 2, table_text + 1, axis_name(x, (AxisId)likely),
+             fits ? (int)strlen(text) - 2 : (int)strlen("…"), fits ? text + 1 : "…");
+    return false;
+}
+
 /* embed[tokens]: along the axis that the tokens are below. */
 static Value apply_lookup(Expander *x, Frame *f, const Expr *e, Value table,
                           const IndexItem *item) {
@@ -179,8 +216,8 @@ static Value apply_lookup(Expander *x, Frame *f, const Expr *e, Value table,
     if (index.kind == VALUE_NUMBER) {
         Diagnostic *d = complain(x, f, item->span, "%s does not say along which axis",
                                  excerpt(x, item->span));
-        help(d, "write %.*s[AXIS = %s]`", (int)strlen(excerpt(x, e->a->span)) - 1,
-             excerpt(x, e->a->span), number_text(x, index.number));
+        help(d, "write %.*s[AXIS = %s]`", (int)strlen(excerpt(x, e->span)) - 1,
+             excerpt(x, e->span), number_text(x, index.number));
         return poison;
     }
     if (!want_positions(x, f, item->value, index))
@@ -193,8 +230,10 @@ static Value apply_lookup(Expander *x, Frame *f, const Expr *e, Value table,
         help(d, "write `[AXIS = %.*s]`", (int)strlen(text) - 2, text + 1);
         return poison;
     }
-    return apply_gather(x, f, e, table, index, (AxisId)index.below_axis, item->value,
-                        item->span);
+    return want_looked_up(x, f, e, table, index, item)
+               ? apply_gather(x, f, e, table, index, (AxisId)index.below_axis, item->value,
+                              item->span)
+               : poison;
 }
 
 Value eval_index(Expander *x, Frame *f, const Expr *e) {
@@ -213,7 +252,7 @@ Value eval_index(Expander *x, Frame *f, const Expr *e) {
         else if (item->kind == ITEM_PICK)
             value = apply_pick(x, f, named, value, item);
         else
-            value = apply_lookup(x, f, e, value, item);
+            value = apply_lookup(x, f, named, value, item);
     }
     return value;
 }

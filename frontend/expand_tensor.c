@@ -473,8 +473,22 @@ static Type annotated_type(const AxisList *axes) {
     return type_of(TYPE_F32, axes->axes, axes->count);
 }
 
-static Value complain_type(Expander *x, Frame *place, const TypeExpr *type, Type want,
-                           Type have, Value value, const Expr *e, const char *what) {
+/* Names of a type that stand for axes which a call gives: `D` for `T` in rmsnorm(x; T). */
+static void explain_formals(Expander *x, Frame *types, const TypeExpr *type, Diagnostic *d) {
+    for (int i = 0; i < type->axis_count; i++) {
+        const char *name = type->axes[i].text;
+        const Binding *binding = frame_find(types, name);
+        AxisList axes = {0};
+        if (!binding || !binding->argument || !axes_of_name(x, types, type->axes[i], &axes) ||
+            (axes.count == 1 && strcmp(axis_name(x, axes.axes[0]), name) == 0))
+            continue;
+        note_at(d, binding->argument->span, "`%s` stands for %s in this call", name,
+                axes.count ? list_text(x, axes.axes, axes.count) : "no axis");
+    }
+}
+
+static Value complain_type(Expander *x, Frame *types, Frame *place, const TypeExpr *type,
+                           Type want, Type have, Value value, const Expr *e, const char *what) {
     Diagnostic *d = complain(x, place, e->span, "%s is declared %s%s, and %s is %s", what,
                              excerpt(x, type->span), type->open ? " (any axes and these)" : "",
                              excerpt(x, e->span), axes_text(x, have));
@@ -482,7 +496,12 @@ static Value complain_type(Expander *x, Frame *place, const TypeExpr *type, Type
     for (int i = 0; i < want.rank; i++)
         if (!type_has(have, want.axes[i]) && explain_missing(x, d, e, value, want.axes[i]))
             return poison;
-    explain_difference(x, d, want, e, have);
+    explain_formals(x, types, type, d);
+    AxisList missing = axes_only_in(want, have), other = axes_only_in(have, want);
+    explain_axes(x, d, missing.axes, missing.count);
+    if (!type->open)
+        explain_axes(x, d, other.axes, other.count);
+    suggest_rename(x, d, &missing, e, &other);
     return poison;
 }
 
@@ -495,7 +514,7 @@ Value check_type(Expander *x, Frame *types, Frame *place, const TypeExpr *type, 
     Type want = annotated_type(&axes);
     Type have = value.kind == VALUE_TENSOR ? value_type(x, value) : (Type){0};
     if (!type_contains(have, want) || (!type->open && have.rank != want.rank))
-        return complain_type(x, place, type, want, have, value, e, what);
+        return complain_type(x, types, place, type, want, have, value, e, what);
     if (type->is_int) {
         if (is_dtype(x, value, TYPE_I32) ||
             (value.kind == VALUE_NUMBER && value.number.kind == NUMBER_INTEGER))

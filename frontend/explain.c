@@ -189,6 +189,30 @@ static const char *indexable(Expander *x, const Expr *e) {
     return arena_printf(x->arena, simple ? "%.*s" : "(%.*s)", length - 2, source + 1);
 }
 
+/* dim a = b */
+static bool declared_as(const Dim *a, const Dim *b) {
+    return a->value && a->value->kind == EXPR_NAME && strcmp(a->value->name.text, b->name) == 0;
+}
+
+bool declared_same(const Expander *x, AxisId a, AxisId b) {
+    if (a >= x->axis_dims.count || b >= x->axis_dims.count)
+        return false;
+    const Dim *one = x->axis_dims.data[a], *other = x->axis_dims.data[b];
+    return one && other && (declared_as(one, other) || declared_as(other, one));
+}
+
+bool suggest_declared(Expander *x, Diagnostic *d, AxisId want, const Expr *e, Type type) {
+    for (int i = 0; i < type.rank; i++) {
+        if (!declared_same(x, want, type.axes[i]))
+            continue;
+        const char *to = axis_name(x, want), *from = axis_name(x, type.axes[i]);
+        help(d, "`%s` and `%s` are declared to be the same: write `%s[%s as %s]`", to, from,
+             indexable(x, e), from, to);
+        return true;
+    }
+    return false;
+}
+
 void suggest_rename(Expander *x, Diagnostic *d, const AxisList *want, const Expr *e,
                     const AxisList *have) {
     for (int i = 0; i < want->count; i++)

@@ -233,6 +233,8 @@ typedef struct Item {
 /* Parses one text.  Syntax errors are reported (the parser recovers at statement and item level,
  * so that several show in one run) and the items that parsed are returned all the same. */
 Item *parse_source(const Source *source, Arena *arena, Diagnostics *diagnostics);
+/* Parses `NAME = VALUE`, as it stands after `dim`. */
+Item *parse_values(const Source *source, Arena *arena, Diagnostics *diagnostics);
 
 /* ---- source.c ------------------------------------------------------------------------------ */
 /* A main file and all it uses, in order of first use, each once.  `use "x"` looks beside the file

@@ -37,6 +37,8 @@ static void apply_set(Expander *x, DimTable *table, const Directive *d, const ch
     frame_end(&frame);
     if (nearest)
         help(diagnostic, "did you mean `%s`?", nearest);
+    else
+        help(diagnostic, "a value of the plan's own is declared: `dim %s = …`", d->name.text);
 }
 
 static void declare_plan_item(Expander *x, const Item *item) {
@@ -209,6 +211,9 @@ static const Item *wanted_block(Expander *x, const Directive *d) {
     const char *nearest = nearest_name(name.text, names.data, (int)names.count);
     if (nearest && !item)
         help(diagnostic, "did you mean `%s`?", nearest);
+    if (item)
+        help(diagnostic, "what replaces a weight is `block %s(x: [.., I]; I -> O; …) -> [.., O]`",
+             name.text);
     array_free(&names);
     return NULL;
 }

@@ -86,7 +86,9 @@ static void apply_setting(Expander *x, Name name, const Expr *value, SetBy by,
     const char *names[256];
     int count = recipe_names(x, names, COUNT_OF(names));
     const char *nearest = nearest_name(name.text, names, count);
-    if (nearest)
+    if (table_find(&x->recipe_dims, name.text))
+        help(d, "it is one of the model: a plan gives it with `set`, the command line with `-D`");
+    else if (nearest)
         help(d, "did you mean `%s`?", nearest);
 }
 
@@ -203,7 +205,8 @@ static void settle_whole(Expander *x, const char *name, int64_t least, int64_t *
                        value);
 }
 
-static void settle_real(Expander *x, const char *name, double most, double *value) {
+static void settle_real(Expander *x, const char *name, const char *what, double most,
+                        double *value) {
     const Expr *e = voiced(x, name, directive_value(x, name));
     if (!e)
         return;
@@ -213,7 +216,7 @@ static void settle_real(Expander *x, const char *name, double most, double *valu
     if (number.kind != NUMBER_BOOL && number.real >= 0 && number.real <= most)
         *value = number.real;
     else
-        complain(x, NULL, e->span, "`%s` is %s, and must be between 0 and %g", name,
+        complain(x, NULL, e->span, "%s is %s, and must be between 0 and %g", what,
                  number_text(x, number), most);
 }
 
@@ -223,7 +226,7 @@ static void settle_schedule(Expander *x, Recipe *recipe) {
             if (d->kind == DIRECTIVE_COSINE || d->kind == DIRECTIVE_LINEAR)
                 recipe->schedule = d->kind == DIRECTIVE_COSINE ? RATE_COSINE : RATE_LINEAR;
     recipe->final_share = 1;
-    settle_real(x, "final", 1, &recipe->final_share);
+    settle_real(x, "final", "the share that the rate falls to", 1, &recipe->final_share);
 }
 
 /* ---- optimizers ------------------------------------------------------------------ */
@@ -271,12 +274,14 @@ static void check_arguments(Expander *x, const Item *item, const Expr *list) {
     }
 }
 
+/* `defaults`: the values before this one, which a default may be computed from. */
 static Number settle_hyperparameter(Expander *x, const Item *item, const Expr *call,
-                                    const Parameter *p) {
+                                    const Parameter *p, Frame *defaults) {
     const Expr *argument = named_argument(call, p->name.text);
     const Expr *e = voiced(x, p->name.text, argument ? argument : p->fallback);
     if (e)
-        return evaluate(x, e, e == p->fallback ? &x->globals : &x->recipe_dims);
+        return e == p->fallback ? eval_number(x, defaults, e, "a default")
+                                : evaluate(x, e, &x->recipe_dims);
     Diagnostic *d = complain(x, NULL, call->span, "this use of `%s` gives no `%s`", item->name.text,
                              p->name.text);
     note_at(d, p->name.span, "it has no default");
@@ -294,13 +299,17 @@ static void settle_use(Expander *x, const Item *item, const OptimizerUse *use, i
         count++;
     Number *values = arena_alloc_array(x->arena, (size_t)count, sizeof *values);
     x->recipe->hyperparameters[group] = values;
+    Frame defaults = frame_begin(NULL, item, &x->globals);
+    defaults.compile_time = true;
     for (const Parameter *p = item->parameters; p; p = p->next, values++) {
         if (p->group == 0)
             continue;
-        *values = settle_hyperparameter(x, item, use->call, p);
+        *values = settle_hyperparameter(x, item, use->call, p, &defaults);
         if (strcmp(p->name.text, "lr") == 0)
             made->rate = values->real;
+        bind_value(&defaults, p->name, number_value(*values));
     }
+    frame_end(&defaults);
 }
 
 static const Item *wanted_optimizer(Expander *x, const OptimizerUse *use) {
@@ -350,7 +359,12 @@ void settle_recipe(Expander *x) {
     settle_whole(x, "warmup", 0, &recipe->warmup);
     settle_whole(x, "validate", 0, &recipe->validate_every);
     settle_whole(x, "batch", 1, &recipe->batch);
-    settle_real(x, "clip", HUGE_VAL, &recipe->clip);
+    settle_real(x, "clip", "`clip`", HUGE_VAL, &recipe->clip);
+    const Expr *warmup = voiced(x, "warmup", directive_value(x, "warmup"));
+    if (warmup && recipe->warmup > recipe->steps)
+        warning_at(x->diagnostics, warmup->span,
+                   "the rate climbs for %" PRId64 " updates, and training ends after %" PRId64,
+                   recipe->warmup, recipe->steps);
     settle_schedule(x, recipe);
     settle_optimizers(x, recipe);
 }

@@ -62,14 +62,20 @@ static const char *near_file(Arena *arena, const char *path) {
     DIR *listing = opendir(*folder ? folder : ".");
     if (!listing)
         return NULL;
-    ARRAY(const char *) names = {0};
-    for (const struct dirent *entry; names.count < 10000 && (entry = readdir(listing));)
-        if (entry->d_name[0] != '.')
-            array_push(&names, arena_strdup(arena, entry->d_name));
+    const char *name = path + strlen(folder), *ending = strrchr(name, '.');
+    ending = ending ? ending : "";
+    ARRAY(const char *) names = {0}; /* without the ending, which would make all look alike */
+    for (const struct dirent *entry; names.count < 10000 && (entry = readdir(listing));) {
+        size_t length = strlen(entry->d_name), tail = strlen(ending);
+        if (entry->d_name[0] != '.' && length > tail &&
+            !strcmp(entry->d_name + length - tail, ending))
+            array_push(&names, arena_strndup(arena, entry->d_name, length - tail));
+    }
     closedir(listing);
-    const char *near = nearest_name(path + strlen(folder), names.data, (int)names.count);
+    name = arena_strndup(arena, name, strlen(name) - strlen(ending));
+    const char *near = nearest_name(name, names.data, (int)names.count);
     array_free(&names);
-    return near ? arena_printf(arena, "%s%s", folder, near) : NULL;
+    return near ? arena_printf(arena, "%s%s%s", folder, near, ending) : NULL;
 }
 
 static const char *reason(int error) {

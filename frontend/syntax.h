@@ -88,6 +88,8 @@ void parser_recovered(Parser *parser);
 void parser_too_deep(Parser *parser, Span place);
 /* The innermost open bracket, or NULL. */
 const Bracket *parser_bracket(const Parser *parser);
+/* Of a definition, which stands in no other: block, fn, model, plan, recipe. */
+bool begins_definition(int kind);
 /* Does a selector begin after this kind of token, so that `*` and `{` belong to it?
  * `in_choice`: the innermost bracket is a selector's brace; `in_plan`: inside a plan or recipe.
  */

@@ -151,6 +151,11 @@ static bool is_comparison(int kind) {
            kind == TOKEN_GREATER_EQUAL || kind == TOKEN_EQUAL || kind == TOKEN_NOT_EQUAL;
 }
 
+static bool is_operator(int kind) {
+    return is_comparison(kind) || strchr("+-*/%^", kind < 0x80 ? kind : 'x') ||
+           kind == TOKEN_AND || kind == TOKEN_OR;
+}
+
 /* The word that a statement's first name was meant to be: `retrun x`, `warmpu 2000`. */
 static const char *meant_word(const Parser *parser) {
     static const char *const items[] = {"use", "dim",   "flag", "preset", "block",
@@ -178,6 +183,11 @@ static bool is_first(const Parser *parser, Token token) {
 static const char *remedy_for_token(const Parser *parser, Expected expected) {
     Token token = parser->lookahead, before = parser->before;
     bool expects_operator = expects(expected, "'+'");
+    if (expects(expected, "a string"))
+        return "the name of a text stands in double quotes: `use \"std.cola\"`";
+    if (token.first_on_line && is_operator(token.kind) && before.kind == TOKEN_NEWLINE)
+        return "an operator stands at the end of the line that goes on, not before the next";
+
     if (token.kind == TOKEN_EQUAL && expects(expected, "'='"))
         return "a name is given its value by `=`";
     if (token.kind == '=' && expects_operator)
@@ -216,6 +226,8 @@ static const char *remedy(const Parser *parser, Expected expected) {
     const char *meant = at_first ? meant_word(parser) : NULL;
     if (meant)
         return arena_printf(parser->arena, "did you mean `%s`?", meant);
+    if (begins_definition(token.kind) && expects(expected, "param"))
+        return "blocks, fns, models, plans and recipes stand outside each other";
     if (expects(expected, "a name") && is_reserved(token.kind))
         return arena_printf(parser->arena, "`%s` is a reserved word; choose another name",
                             token.value.name.text);

@@ -14,11 +14,12 @@
 
 #include <ctype.h>
 
-enum { MAX_SYNTAX_ERRORS = 50 };
+enum { MAX_SYNTAX_ERRORS = 49 }; /* one more says that there may be more */
 /* Of the trees in one arena: a million lines or so. */
 #define MAX_TREE_BYTES ((size_t)512 << 20)
 
-Item *parse_source(const Source *source, Arena *arena, Diagnostics *diagnostics) {
+/* first: a token that is taken to stand before the text; kind 0: none. */
+static Item *parse(const Source *source, Token first, Arena *arena, Diagnostics *diagnostics) {
     Parser *parser = checked_alloc(sizeof *parser);
     parser->source = source;
     parser->arena = arena;
@@ -26,11 +27,23 @@ Item *parse_source(const Source *source, Arena *arena, Diagnostics *diagnostics)
     parser->errors_before = diagnostics_errors(diagnostics);
     parser->previous = TOKEN_NEWLINE;
     lexer_start(&parser->lexer, source, arena, diagnostics);
+    if (first.kind)
+        parser->ready[parser->ready_end++] = first;
     yyparse(parser);
     lexer_finish(&parser->lexer);
     Item *items = parser->items.first;
     free(parser);
     return items;
+}
+
+Item *parse_source(const Source *source, Arena *arena, Diagnostics *diagnostics) {
+    return parse(source, (Token){0}, arena, diagnostics);
+}
+
+Item *parse_values(const Source *source, Arena *arena, Diagnostics *diagnostics) {
+    Token dim = {.kind = TOKEN_DIM, .span = {source, 0, 0}, .line = 1, .first_on_line = true};
+    dim.value.name = (Name){"dim", dim.span};
+    return parse(source, dim, arena, diagnostics);
 }
 
 /* ---- the newline rule ------------------------------------------------------------ */
@@ -170,6 +183,8 @@ static void report_unclosed(Parser *parser, const Bracket *bracket, Token before
         parser->diagnostics, before.span, "expected `%c` to close '%c' at line %u, found %s",
         closing[bracket->kind], opening(bracket), bracket->line, found);
     note_at(error, bracket->span, "'%c' is opened here", opening(bracket));
+    if (begins_definition(before.kind))
+        help(error, "`%s` begins a definition, which stands in no other", before.value.name.text);
 }
 
 /* Ends all open brackets before `token`, which belongs to the outside: an unfinished statement
@@ -242,7 +257,7 @@ static bool close_bracket(Parser *parser, Token *token) {
     return true;
 }
 
-static bool begins_item(int kind) {
+bool begins_definition(int kind) {
     return kind == TOKEN_BLOCK || kind == TOKEN_FN || kind == TOKEN_MODEL ||
            kind == TOKEN_PLAN || kind == TOKEN_RECIPE;
 }
@@ -253,6 +268,8 @@ static bool begins_item(int kind) {
  * errors, or where its tree is too large. */
 static bool is_stopped(Parser *parser, Span place) {
     int errors = diagnostics_errors(parser->diagnostics) - parser->errors_before;
+    if (!parser->stopped && errors >= MAX_SYNTAX_ERRORS)
+        error_at(parser->diagnostics, place, "after so many errors the text is read no further");
     parser->stopped |= parser->lexer.broken_off || errors >= MAX_SYNTAX_ERRORS;
     if (!parser->stopped && arena_bytes(parser->arena) > MAX_TREE_BYTES) {
         error_at(parser->diagnostics, place,
@@ -279,10 +296,11 @@ static Token next_balanced(Parser *parser) {
             return newline_before(parser, token);
         }
         bool ends_items =
-            token.kind == TOKEN_YYEOF || (begins_item(token.kind) && token.first_on_line);
+            token.kind == TOKEN_YYEOF || (begins_definition(token.kind) && token.first_on_line);
         if (ends_items && parser->depth > 0)
             return close_all(parser, token);
-        if (parser->depth == 0 && (begins_item(token.kind) || token.kind == TOKEN_OPTIMIZER))
+        if (parser->depth == 0 &&
+            (begins_definition(token.kind) || token.kind == TOKEN_OPTIMIZER))
             parser->in_plan = token.kind == TOKEN_PLAN || token.kind == TOKEN_RECIPE;
 
         bool continues = statement_goes_on_after(token.kind, selector_may_begin(parser));
