@@ -74,8 +74,8 @@ static Value fold_number(Expander *x, Frame *f, const Expr *e, const Builtin *bu
                          Number number) {
     double result = builtin->fold(number.real);
     if (isnan(result)) {
-        complain(x, f, e->span, "%s has no value: `%s` of %s", excerpt(x, e->span), builtin->name,
-                 number_text(x, number));
+        complain(x, f, e->span, "%s has no value: `%s` of %s", excerpt(x, e->span),
+                 builtin->name, number_text(x, number));
         return poison;
     }
     bool whole = number.kind == NUMBER_INTEGER &&
@@ -329,7 +329,8 @@ static Value apply_bucket(Expander *x, Frame *f, const Expr *e, const Builtin *b
     if (!want_tensor(x, f, e->args, value) || !e->groups ||
         !axes_of_args(x, f, e->groups->args, e->groups->arg_count, &axes) || axes.count != 1) {
         if (value.kind == VALUE_TENSOR && axes.count != 1)
-            help(complain(x, f, e->span, "`bucket` wants one axis"), "write `%s`", builtin->form);
+            help(complain(x, f, e->span, "`bucket` wants one axis"), "write `%s`",
+                 builtin->form);
         return poison;
     }
     int64_t size = axis_size(x, axes.axes[0]);
@@ -510,8 +511,8 @@ Value eval_builtin(Expander *x, Frame *f, const Expr *e) {
         fits &= arg->kind != EXPR_NAMED;
     if (fits)
         return builtin->apply(x, f, e, builtin);
-    Diagnostic *d = complain(x, f, e->span, "%s is not how `%s` is written", excerpt(x, e->span),
-                             builtin->name);
+    Diagnostic *d = complain(x, f, e->span, "%s is not how `%s` is written",
+                             excerpt(x, e->span), builtin->name);
     help(d, "write `%s`", builtin->form);
     return poison;
 }

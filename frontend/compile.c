@@ -10,7 +10,8 @@
 
 static const Item *find_in_library(const Expander *x, const char *name) {
     for (const Item *item = x->library; item; item = item->next)
-        if ((item->kind == ITEM_BLOCK || item->kind == ITEM_FN || item->kind == ITEM_OPTIMIZER) &&
+        if ((item->kind == ITEM_BLOCK || item->kind == ITEM_FN ||
+             item->kind == ITEM_OPTIMIZER) &&
             strcmp(item->name.text, name) == 0)
             return item;
     return NULL;
@@ -47,7 +48,8 @@ static void index_item(Expander *x, const Item *item) {
     }
     for (int64_t i = at; i >= 0; i = x->items.data[i].earlier)
         if (x->items.data[i].item->span.source == item->span.source) {
-            Diagnostic *d = complain(x, NULL, item->name.span, "`%s` is already declared", name);
+            Diagnostic *d =
+                complain(x, NULL, item->name.span, "`%s` is already declared", name);
             note_at(d, x->items.data[i].item->name.span, "it is declared here");
             return;
         }
@@ -220,8 +222,8 @@ static void expand_model(Expander *x, const Item *model, int errors) {
     string_map_free(&root.names);
     array_free(&root.spans);
     if (!x->minimized.source && !x->exhausted) {
-        Diagnostic *d =
-            complain(x, NULL, model->name.span, "model `%s` minimizes nothing", model->name.text);
+        Diagnostic *d = complain(x, NULL, model->name.span, "model `%s` minimizes nothing",
+                                 model->name.text);
         help(d, "end it with `minimize mean(…)`");
     }
     if (x->module->inputs.count == 0 && error_count(x) == errors)
@@ -272,7 +274,6 @@ static void check_weight_sum(Expander *x) {
     }
     free(marked);
 }
-
 
 static void check_preset(Expander *x) {
     if (!x->request->preset || x->preset_known)

@@ -233,7 +233,8 @@ bool parse_init(Expander *x, Frame *f, const Statement *s, Init *init) {
     static const char *const names[] = {"zeros", "ones", "constant", "normal", "uniform"};
     if (!e) {
         help(complain(x, f, s->span, "nothing says how this starts"),
-             "write `~ normal(0.02)`, `~ uniform(a)`, `~ constant(c)`, `~ zeros` or `~ ones` after "
+             "write `~ normal(0.02)`, `~ uniform(a)`, `~ constant(c)`, `~ zeros` or `~ ones` "
+             "after "
              "the type");
         return false;
     }
@@ -256,7 +257,8 @@ bool parse_init(Expander *x, Frame *f, const Statement *s, Init *init) {
         if (nearest && strcmp(nearest, name) != 0)
             help(d, "did you mean `%s`?", nearest);
         else
-            help(d, "the ways are `normal(s)`, `uniform(a)`, `constant(c)`, `zeros` and `ones`");
+            help(d,
+                 "the ways are `normal(s)`, `uniform(a)`, `constant(c)`, `zeros` and `ones`");
         return false;
     }
     if (init->kind == INIT_ZEROS)
@@ -336,7 +338,6 @@ static void execute_param(Expander *x, Frame *f, const Statement *s) {
 }
 
 /* ---- inputs and losses --------------------------------------------------------------- */
-
 
 static bool input_bound(Expander *x, Frame *f, const TypeExpr *type, Input *input,
                         int32_t *below_axis) {

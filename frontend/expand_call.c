@@ -67,7 +67,8 @@ static void bind_axes_or_number(Expander *x, Frame *caller, Frame *callee,
     for (int i = 0; i < count; i++, arg = arg->next)
         number |= arg->kind == EXPR_NUMBER;
     if (number && count > 1)
-        complain(x, caller, args->span, "`%s` takes one value here, `%s`, and this call gives %d",
+        complain(x, caller, args->span,
+                 "`%s` takes one value here, `%s`, and this call gives %d",
                  callee->item->name.text, formal->name.text, count);
     if ((number && count > 1) || !axes_of_args(x, caller, args, count, &axes)) {
         bind_poison(callee, formal);
@@ -332,11 +333,12 @@ bool claim_path(Expander *x, Frame *f, const char *path, Span span, const char *
         array_push(&instance->spans, span);
         return true;
     }
-    Diagnostic *d = complain(x, f, span,
-                             !component  ? "`%s` is the path of something else already"
-                             : taken % 2 ? "this component would be called `%s`, like a parameter"
-                                         : "two components would be called `%s`",
-                             path);
+    Diagnostic *d =
+        complain(x, f, span,
+                 !component  ? "`%s` is the path of something else already"
+                 : taken % 2 ? "this component would be called `%s`, like a parameter"
+                             : "two components would be called `%s`",
+                 path);
     note_at(d, instance->spans.data[taken / 2], "the other is here");
     if (component)
         help(d, "label one, as in `first: %s(…)`", component);
@@ -438,9 +440,9 @@ static uint64_t fn_site(Frame *f, const Item *item) {
 
 static bool may_call(Expander *x, Frame *f, const Expr *e, const Item *item) {
     if (item->kind == ITEM_BLOCK && (frame_is_fn(f) || f->compile_time)) {
-        Diagnostic *d =
-            complain(x, f, e->span, "`%s` is a block, and only a block or the model may call one",
-                     item->name.text);
+        Diagnostic *d = complain(x, f, e->span,
+                                 "`%s` is a block, and only a block or the model may call one",
+                                 item->name.text);
         if (f->item && f->item->kind == ITEM_FN)
             help(d, "make `%s` a block", f->item->name.text);
         return false;

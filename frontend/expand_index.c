@@ -174,7 +174,8 @@ static Value apply_pick(Expander *x, Frame *f, const Expr *e, Value value,
 static int32_t likely_axis(const Expander *x, Value table_value, Value index) {
     Type table = value_type(x, table_value), type = value_type(x, index);
     const Node *node = node_at(x->function, table_value.node);
-    const State *state = node->op == OP_STATE ? &x->module->states.data[node->attr.integer] : NULL;
+    const State *state =
+        node->op == OP_STATE ? &x->module->states.data[node->attr.integer] : NULL;
     int32_t likely = state && state->in_count ? (int32_t)state->in[0] : -1;
     for (int i = 0; i < table.rank; i++) {
         if (declared_same(x, table.axes[i], (AxisId)index.below_axis))
@@ -193,9 +194,9 @@ static bool want_looked_up(Expander *x, Frame *f, const Expr *e, Value table, Va
     if (type_has(type, axis))
         return true;
     const char *text = excerpt(x, item->value->span);
-    Diagnostic *d = complain(x, f, item->span,
-                             "%s has no axis `%s`, which %s is below: it has %s",
-                             excerpt(x, e->span), axis_name(x, axis), text, axes_text(x, type));
+    Diagnostic *d =
+        complain(x, f, item->span, "%s has no axis `%s`, which %s is below: it has %s",
+                 excerpt(x, e->span), axis_name(x, axis), text, axes_text(x, type));
     explain_axis(x, d, axis);
     int32_t likely = likely_axis(x, table, index);
     bool fits = likely >= 0 && axis_size(x, (AxisId)likely) >= index.below;

@@ -32,7 +32,8 @@ static const char *frame_title(Expander *x, const Frame *f) {
                        : f->item->kind == ITEM_OPTIMIZER ? "optimizer"
                                                          : "fn";
     if (f->item->kind == ITEM_BLOCK && f->instance)
-        return arena_printf(x->arena, "block `%s` (`%s`)", f->item->name.text, f->instance->path);
+        return arena_printf(x->arena, "block `%s` (`%s`)", f->item->name.text,
+                            f->instance->path);
     return arena_printf(x->arena, "%s `%s`", kind, f->item->name.text);
 }
 
@@ -130,8 +131,8 @@ void explain_axis(Expander *x, Diagnostic *d, AxisId axis) {
     if (dim)
         explain_dim(x, d, dim);
     else
-        note_at(d, x->module->axes.data[axis].declared, "`%s = %" PRId64 "`", axis_name(x, axis),
-                axis_size(x, axis));
+        note_at(d, x->module->axes.data[axis].declared, "`%s = %" PRId64 "`",
+                axis_name(x, axis), axis_size(x, axis));
 }
 
 void explain_axes(Expander *x, Diagnostic *d, const AxisId *axes, int count) {

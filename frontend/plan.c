@@ -212,7 +212,8 @@ static const Item *wanted_block(Expander *x, const Directive *d) {
     if (nearest && !item)
         help(diagnostic, "did you mean `%s`?", nearest);
     if (item)
-        help(diagnostic, "what replaces a weight is `block %s(x: [.., I]; I -> O; …) -> [.., O]`",
+        help(diagnostic,
+             "what replaces a weight is `block %s(x: [.., I]; I -> O; …) -> [.., O]`",
              name.text);
     array_free(&names);
     return NULL;

@@ -87,7 +87,8 @@ static void apply_setting(Expander *x, Name name, const Expr *value, SetBy by,
     int count = recipe_names(x, names, COUNT_OF(names));
     const char *nearest = nearest_name(name.text, names, count);
     if (table_find(&x->recipe_dims, name.text))
-        help(d, "it is one of the model: a plan gives it with `set`, the command line with `-D`");
+        help(d,
+             "it is one of the model: a plan gives it with `set`, the command line with `-D`");
     else if (nearest)
         help(d, "did you mean `%s`?", nearest);
 }
@@ -265,8 +266,8 @@ static void check_arguments(Expander *x, const Item *item, const Expr *list) {
             help(d, "write `%s(%s = %s)`", item->name.text, count ? names[0] : "lr", "…");
             continue;
         }
-        Diagnostic *d = complain(x, NULL, arg->name.span, "`%s` has no value `%s`", item->name.text,
-                                 arg->name.text);
+        Diagnostic *d = complain(x, NULL, arg->name.span, "`%s` has no value `%s`",
+                                 item->name.text, arg->name.text);
         note_at(d, item->name.span, "`%s` is declared here", item->name.text);
         const char *nearest = nearest_name(arg->name.text, names, count);
         if (nearest)
@@ -282,8 +283,8 @@ static Number settle_hyperparameter(Expander *x, const Item *item, const Expr *c
     if (e)
         return e == p->fallback ? eval_number(x, defaults, e, "a default")
                                 : evaluate(x, e, &x->recipe_dims);
-    Diagnostic *d = complain(x, NULL, call->span, "this use of `%s` gives no `%s`", item->name.text,
-                             p->name.text);
+    Diagnostic *d = complain(x, NULL, call->span, "this use of `%s` gives no `%s`",
+                             item->name.text, p->name.text);
     note_at(d, p->name.span, "it has no default");
     return (Number){0};
 }
@@ -392,9 +393,9 @@ int32_t recipe_group_of(Expander *x, const char *path, Span span) {
     int32_t group = find_group(x, path);
     if (group < 0) {
         const Item *recipe = x->recipe_chain.data[x->recipe_chain.count - 1];
-        Diagnostic *d =
-            complain(x, NULL, recipe->name.span, "recipe `%s` has no optimizer for parameter `%s`",
-                     recipe->name.text, path);
+        Diagnostic *d = complain(x, NULL, recipe->name.span,
+                                 "recipe `%s` has no optimizer for parameter `%s`",
+                                 recipe->name.text, path);
         note_at(d, span, "`%s` is declared here", path);
         help(d, "add one without `on`: it is for everything else");
     }

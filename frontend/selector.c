@@ -245,7 +245,9 @@ static void explain_near(Diagnostic *d, const Selector *selector, const Selector
     } else if (failing->kind != PART_NAME) {
         help(d, "in that place there is %s%s", text_string(&all), near->more ? ", …" : "");
     } else if (near->largest_index >= 0) {
-        help(d, "`%s` has indices 0 to %" PRId64 ": write `%s[*]`, `%s[0]` or `%s[0..%" PRId64 "]`",
+        help(d,
+             "`%s` has indices 0 to %" PRId64 ": write `%s[*]`, `%s[0]` or `%s[0..%" PRId64
+             "]`",
              failing->name.text, near->largest_index, failing->name.text, failing->name.text,
              failing->name.text, near->largest_index);
     } else {
@@ -269,8 +271,8 @@ static bool explain_longer(Matcher *m, Diagnostic *d, const Selector *selector,
         uint64_t anywhere = (UINT64_C(1) << m->count) - 1;
         if (!(match_parts(m, selector->parts, INT32_MAX, anywhere, NULL) >> m->count & 1))
             continue;
-        help(d, "paths begin outside, as in `%s`: write `**.%.*s` for all that end so", paths[i],
-             length, text);
+        help(d, "paths begin outside, as in `%s`: write `**.%.*s` for all that end so",
+             paths[i], length, text);
         return true;
     }
     return false;
@@ -315,8 +317,9 @@ static bool check_range(Matcher *m, const Selector *selector, const IndexRange *
             continue;
         Span span =
             range->high ? span_join(range->low->span, range->high->span) : range->low->span;
-        Diagnostic *d = complain(m->x, NULL, span, "with the index %" PRId64 " %s matches no %s",
-                                 ends[i], excerpt(m->x, selector->span), what);
+        Diagnostic *d =
+            complain(m->x, NULL, span, "with the index %" PRId64 " %s matches no %s", ends[i],
+                     excerpt(m->x, selector->span), what);
         explain_no_match(m, d, selector, paths, count, what);
         return false;
     }
@@ -342,8 +345,10 @@ static bool check_ranges(Matcher *m, const Selector *selector, const SelectorPar
 bool check_selector(Expander *x, const Selector *selector, DimTable *table,
                     const char *const *paths, int64_t count, const char *what) {
     Matcher m = {.x = x, .table = table};
+    int errors = error_count(x);
     if (!matches_any(&m, selector, paths, count)) {
-        complain_no_match(&m, selector, selector->span, paths, count, what);
+        if (error_count(x) == errors) /* else an index has no value */
+            complain_no_match(&m, selector, selector->span, paths, count, what);
         return false;
     }
     if (!check_ranges(&m, selector, selector->parts, paths, count, what))

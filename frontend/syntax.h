@@ -72,6 +72,7 @@ struct Parser {
     Token lookahead;   /* what the grammar got last */
     Token before;      /* and before that */
     Token first;       /* the first of its statement */
+    bool choice_closed; /* by the last closing bracket: it was a selector's brace */
     bool recovering;   /* skipping the rest of a statement */
     int floor;         /* brackets open around that statement */
     bool stopped;      /* too deep or too many errors: the text ends here */
@@ -80,8 +81,8 @@ struct Parser {
 
 /* The next token for the grammar. */
 int yylex(YYSTYPE *value, Span *place, Parser *parser);
-/* Begins to skip a broken statement.  True: the lookahead begins the next statement; it has
- * been put back behind a newline, and the grammar must drop its copy. */
+/* Begins to skip a broken statement.  True: the grammar must drop its lookahead, which belongs to
+ * what is skipped, or begins the next statement and has been put back behind a newline. */
 bool parser_recover(Parser *parser);
 void parser_recovered(Parser *parser);
 /* Reports nesting beyond MAX_NESTING and ends the text. */

@@ -184,7 +184,8 @@ static void report_unclosed(Parser *parser, const Bracket *bracket, Token before
         closing[bracket->kind], opening(bracket), bracket->line, found);
     note_at(error, bracket->span, "'%c' is opened here", opening(bracket));
     if (begins_definition(before.kind))
-        help(error, "`%s` begins a definition, which stands in no other", before.value.name.text);
+        help(error, "`%s` begins a definition, which stands in no other",
+             before.value.name.text);
 }
 
 /* Ends all open brackets before `token`, which belongs to the outside: an unfinished statement
@@ -232,6 +233,7 @@ static bool closes_some(const Parser *parser, int kind) {
 static bool close_bracket(Parser *parser, Token *token) {
     const Bracket *bracket = parser_bracket(parser);
     if (bracket && closing[bracket->kind] == token->kind) {
+        parser->choice_closed = bracket->kind == BRACKET_CHOICE;
         parser->depth--;
         return true;
     }
@@ -269,7 +271,8 @@ bool begins_definition(int kind) {
 static bool is_stopped(Parser *parser, Span place) {
     int errors = diagnostics_errors(parser->diagnostics) - parser->errors_before;
     if (!parser->stopped && errors >= MAX_SYNTAX_ERRORS)
-        error_at(parser->diagnostics, place, "after so many errors the text is read no further");
+        error_at(parser->diagnostics, place,
+                 "after so many errors the text is read no further");
     parser->stopped |= parser->lexer.broken_off || errors >= MAX_SYNTAX_ERRORS;
     if (!parser->stopped && arena_bytes(parser->arena) > MAX_TREE_BYTES) {
         error_at(parser->diagnostics, place,
@@ -380,8 +383,8 @@ static bool looks_like_statement(const Parser *parser, Token token) {
     case TOKEN_PARAM:
     case TOKEN_RETURN:
         return true;
-    case TOKEN_NAME:
-        return *after == ':' || (*after == '=' && after[1] != '=');
+    case TOKEN_NAME: /* in a plan or recipe it is a named argument */
+        return !parser->in_plan && (*after == ':' || (*after == '=' && after[1] != '='));
     default: /* no two names stand side by side within an expression */
         return token.kind >= TOKEN_BATCH && token.kind <= TOKEN_WITH &&
                (*after == ':' || *after == '=' || *after == '_' ||
@@ -393,6 +396,8 @@ bool parser_recover(Parser *parser) {
     parser->recovering = true;
     parser->floor = statement_floor(parser);
     Token token = parser->lookahead;
+    if (token.kind == '}' && parser->choice_closed)
+        return true; /* of the broken statement itself, not of the body around */
     if (!token.first_on_line || parser->depth == parser->floor || parser->holding ||
         !looks_like_statement(parser, token))
         return false;

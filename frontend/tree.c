@@ -662,8 +662,8 @@ static void check_directives(Parser *parser, ItemKind item, const Directive *dir
     for (; directive; directive = directive->next) {
         const char *word = directive_places[directive->kind].word, *once = said_once(directive);
         if (!(directive_places[directive->kind].items & IN(item)))
-            error_at(parser->diagnostics, directive->span, "`%s` belongs in %s, not in %s", word,
-                     item_word(other), item_word(item));
+            error_at(parser->diagnostics, directive->span, "`%s` belongs in %s, not in %s",
+                     word, item_word(other), item_word(item));
         else if (once && directive->kind == DIRECTIVE_SET)
             claim_name(parser, &settings, once, &directive->name.span, "set");
         else if (once)

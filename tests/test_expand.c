@@ -434,6 +434,43 @@ static void check_golden(const char *name) {
     free(text);
 }
 
+static void test_without_the_library(void **state) {
+    (void)state;
+    Compiled made = compile_text("dim B = 2, V = 3\nmodel m {\n input t: int[B] below V\n"
+                                 " param w: [V] ~ zeros\n minimize mean(w[t])\n}\n",
+                                 "-D lr=0.5");
+    const Recipe *recipe = &made.compilation->recipe;
+    assert_string_equal(recipe->groups[0].optimizer->name.text, "adamw");
+    assert_near(recipe->groups[0].rate, 0.5, 0);
+    assert_true(optimizer_is_elementwise(made.compilation, 0));
+    compiled_free(&made);
+}
+
+static void test_observed_in_blocks(void **state) {
+    (void)state;
+    Compiled made = compile_text("dim B = 2, V = 3\n"
+                                 "block b(x: [B]) -> [B] { observe size = mean(x); return x }\n"
+                                 "model m {\n input t: int[B] below V\n param w: [V] ~ zeros\n"
+                                 " x = w[t]\n for i in 2 { x = b(x) }\n minimize mean(x)\n}\n",
+                                 "");
+    const Module *module = made.compilation->module;
+    assert_true(module_find_state(module, "observe.b[0].size", ROLE_METRIC, 0) >= 0);
+    assert_true(module_find_state(module, "observe.b[1].size", ROLE_METRIC, 0) >= 0);
+    compiled_free(&made);
+}
+
+static void test_defaults_of_an_optimizer(void **state) {
+    (void)state;
+    Compiled made = compile_text("dim B = 2, V = 3\nmodel m {\n input t: int[B] below V\n"
+                                 " param w: [V] ~ zeros\n minimize mean(w[t])\n}\n"
+                                 "recipe r { optimizer o(half = 0.5) }\n"
+                                 "optimizer o(p, g; half = 0.1, lr = half / 2) {\n"
+                                 " next p = p - lr * g\n}\n",
+                                 "--recipe r");
+    assert_near(made.compilation->recipe.groups[0].rate, 0.25, 0);
+    compiled_free(&made);
+}
+
 static void test_golden(void **state) {
     (void)state;
     DIR *folder = opendir(FOLDER);
@@ -460,6 +497,9 @@ int main(void) {
         cmocka_unit_test(test_ordinals_repeat),
         cmocka_unit_test(test_precedence),
         cmocka_unit_test(test_recipe_values),
+        cmocka_unit_test(test_without_the_library),
+        cmocka_unit_test(test_observed_in_blocks),
+        cmocka_unit_test(test_defaults_of_an_optimizer),
         cmocka_unit_test(test_hygiene),
         cmocka_unit_test(test_own_block_of_a_library_name),
         cmocka_unit_test(test_golden),

@@ -162,6 +162,8 @@ static void test_reductions(void **state) {
         "param w: [P -> Q] ~ zeros\n minimize mean(max(w; P) - sum(w; P) + mean(w; Q)[P = 0])",
         5 - 7 + 2);
     check("param w: [D] ~ zeros\n minimize sum(max(w, 3.5)) over 2", (3.5 * 3 + 4 + 5 + 6) / 2);
+    check("param w: [D] ~ zeros\n minimize min(w - 4; D) + max(w; D) * 0", -3);
+    check("minimize mean(max(stack(P: 2.5, 1.0 * i); P))", (2.5 * 3 + 3 + 4 + 5) / 6);
     check("minimize mean(fma(i, i, 1))", 55 / 6.0 + 1);
 }
 
