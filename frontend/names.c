@@ -179,7 +179,8 @@ bool axes_of_name(Expander *x, Frame *f, Name name, AxisList *axes) {
     if (binding && binding->kind != BIND_DIM) {
         if (binding->kind == BIND_VALUE && binding->value.kind == VALUE_POISON)
             return false;
-        Diagnostic *d = complain(x, f, name.span, "`%s` is a value here, not an axis", name.text);
+        Diagnostic *d =
+            complain(x, f, name.span, "`%s` is a value here, not an axis", name.text);
         note_at(d, binding->span, "it gets its value here");
         return false;
     }

@@ -33,8 +33,8 @@ bool check_optimizer(Expander *x, const Item *item) {
         !type || (!type->is_int && !type->open && type->axis_count == 2 && type->arrow_at == 1);
     if (formed && has_rate && matrix)
         return true;
-    Diagnostic *d =
-        complain(x, NULL, item->name.span, "`%s` is not formed as an optimizer", item->name.text);
+    Diagnostic *d = complain(x, NULL, item->name.span, "`%s` is not formed as an optimizer",
+                             item->name.text);
     help(d, "write `optimizer %s(p, g; lr = …)`, or `p: [I -> O]` for matrices alone",
          item->name.text);
     return false;
@@ -164,9 +164,9 @@ void optimizer_next(Expander *x, Frame *f, const Statement *s) {
     NodeId node = node_of(x, f, s->value->span, value, TYPE_F32);
     Type type = node_at(x->function, node)->type;
     if (!type_contains(wanted, type)) {
-        Diagnostic *d = complain(x, f, s->value->span, "the next `%s` has axes %s, and `%s` has %s",
-                                 s->names[0].text, axes_text(x, type), s->names[0].text,
-                                 axes_text(x, wanted));
+        Diagnostic *d = complain(x, f, s->value->span,
+                                 "the next `%s` has axes %s, and `%s` has %s", s->names[0].text,
+                                 axes_text(x, type), s->names[0].text, axes_text(x, wanted));
         explain_difference(x, d, wanted, s->value, type);
         return;
     }
