@@ -1,7 +1,8 @@
 /* Texts that are nearly right: models of this repository with bytes, words and lines changed at
- * random go through the front end and all passes, verified after each.  Whatever they are, the
- * compiler neither crashes nor hangs nor grows, and every refusal has a place.  A mutant is a
- * function of its number: COLAC_FUZZ says how many (1000), COLAC_FUZZ_FIRST where to begin.
+ * random go through the front end and all passes, verified after each; and modules as IR text
+ * through the passes.  Whatever they are, the compiler neither crashes nor hangs nor grows, and
+ * every refusal has a place.  A mutant is a function of its number: COLAC_FUZZ says how many
+ * (1000), COLAC_FUZZ_FIRST where to begin.
  *
  * Mutants are compiled in child processes, many in each.  A child that ends early says by how
  * which of its mutants did it: 0 all done, 1 one was refused, anything else is a failure. */
@@ -22,12 +23,13 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <sys/time.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { MOST_SECONDS = 20, MOST_PASSES_NODES = 400000 };
-enum { MOST_BYTES = 1 << 30 };
-enum { MAX_CHANGES = 4, MAX_WORD = 40, MAX_SEEDS = 400 };
+/* Of a mutant.  Larger graphs than that go through the front end alone. */
+enum { MOST_SECONDS = 20, MOST_NODES = 100000, MOST_BYTES = 1 << 30 };
+enum { MUTANTS_OF_A_CHILD = 500, MAX_CHANGES = 4, MAX_WORD = 40, MAX_SEEDS = 400 };
 
 /* ---- texts to begin with ---------------------------------------------------------------- */
 
@@ -39,11 +41,13 @@ typedef struct Seed {
 
 extern const char embedded_std_cola[];
 
-static Seed seeds[MAX_SEEDS];
-static int seed_count, model_count; /* the models stand first */
-
-typedef ARRAY(const char *) Words;
-static Words words; /* every token of the seeds, as often as it occurs */
+/* Texts of one kind. */
+typedef struct Corpus {
+    Seed seeds[MAX_SEEDS];
+    int count, favourites;     /* the favourites stand first */
+    ARRAY(const char *) words; /* every token of the seeds, as often as it occurs */
+} Corpus;
+static Corpus models, modules;
 
 /* The token that begins at `text`: a word, a number, an operator, or one other character. */
 static size_t token_length(const char *text) {
@@ -56,34 +60,80 @@ static size_t token_length(const char *text) {
     return length ? length : 1;
 }
 
-static void add_words(const char *text) {
+static void add_words(Corpus *corpus, const char *text) {
     for (size_t length; *text; text += length) {
         length = token_length(text);
         if (!isspace((unsigned char)*text) && *text != '#' && length < MAX_WORD)
-            array_push(&words, strndup(text, length));
+            array_push(&corpus->words, strndup(text, length));
     }
 }
 
-static void add_seeds(const char *pattern) {
+static void add_seed(Corpus *corpus, const char *path, char *text) {
+    assert_non_null(text);
+    assert_true(corpus->count < MAX_SEEDS);
+    corpus->seeds[corpus->count++] = (Seed){strdup(path), text, strlen(text)};
+    add_words(corpus, text);
+}
+
+static void add_files(Corpus *corpus, const char *pattern) {
     glob_t found;
+    size_t length;
     assert_int_equal(glob(pattern, 0, NULL, &found), 0);
-    for (size_t i = 0; i < found.gl_pathc && seed_count < MAX_SEEDS; i++) {
-        Seed *seed = &seeds[seed_count++];
-        seed->path = strdup(found.gl_pathv[i]);
-        seed->text = read_file(seed->path, 1 << 20, &seed->length);
-        assert_non_null(seed->text);
-        add_words(seed->text);
-    }
+    for (size_t i = 0; i < found.gl_pathc; i++)
+        add_seed(corpus, found.gl_pathv[i], read_file(found.gl_pathv[i], 1 << 20, &length));
     globfree(&found);
+}
+
+/* The small form of a model, as its request says it. */
+static Request small_request(const char *path, const Define *layers) {
+    return (Request){.path = path,
+                     .preset = "nano",
+                     .plan = "cola",
+                     .recipe = "demo",
+                     .defines = layers,
+                     .define_count = 1};
+}
+
+/* The text of a model after a pass (NULL: before any). */
+static void add_module(const char *path, const char *last) {
+    Diagnostics *diagnostics = diagnostics_new();
+    Define layers = {"L", "1"};
+    Request request = small_request(path, &layers);
+    Compilation *compilation = compile_model(&request, diagnostics);
+    assert_non_null(compilation);
+    PassContext context = {.module = compilation->module,
+                           .compilation = compilation,
+                           .diagnostics = diagnostics,
+                           .for_training = true};
+    Stage stage = STAGE_GRAPH;
+    if (last)
+        assert_true(run_passes(&context, last, NULL));
+    for (int i = 0; last && i < pass_count; i++)
+        if (!strcmp(pass_list[i].name, last))
+            stage = pass_list[i].gives;
+    Text text = {0};
+    ir_print(context.module, stage, &text);
+    add_seed(&modules, path, text.data);
+    compilation->module = context.module;
+    compilation_free(compilation);
+    diagnostics_free(diagnostics);
 }
 
 static int load_seeds(void **state) {
     (void)state;
-    add_seeds("models/*.cola");
-    model_count = seed_count;
-    add_seeds("tests/golden/expand/*.cola");
-    add_seeds("tests/golden/passes/*/*.cola");
-    add_words(embedded_std_cola);
+    add_files(&models, "models/*.cola");
+    models.favourites = models.count;
+    add_files(&models, "tests/golden/expand/*.cola");
+    add_files(&models, "tests/golden/passes/*/*.cola");
+    add_words(&models, embedded_std_cola);
+    for (int i = 0; i < models.favourites; i++) {
+        add_module(models.seeds[i].path, NULL);
+        for (int pass = 0; pass < pass_count; pass++)
+            add_module(models.seeds[i].path, pass_list[pass].name);
+    }
+    modules.favourites = modules.count;
+    add_files(&modules, "tests/golden/passes/*/*.ir");
+    add_files(&modules, "tests/golden/ir/*.ir");
     return 0;
 }
 
@@ -163,31 +213,62 @@ static const char *some_number(Chance *chance) {
     return numbers[draw(chance, COUNT_OF(numbers))];
 }
 
-static void change_tokens(Text *text, Chance *chance) {
+static int kind_of(char c) {
+    return isdigit((unsigned char)c) ? '0' : isalpha((unsigned char)c) ? 'a' : c;
+}
+
+/* Do two tokens look like the same part of a text: their own kind, and what stands before? */
+static bool alike(const char *text, size_t a, size_t b) {
+    size_t before_a = a, before_b = b;
+    while (before_a > 0 && text[--before_a] == ' ')
+        ;
+    while (before_b > 0 && text[--before_b] == ' ')
+        ;
+    return kind_of(text[a]) == kind_of(text[b]) &&
+           kind_of(text[before_a]) == kind_of(text[before_b]);
+}
+
+/* Puts another token of this text in the place of one that looks alike. */
+static void exchange_token(Text *text, Chance *chance) {
     size_t length, other_length, at = some_token(text, chance, &length);
-    const char *word = words.data[draw(chance, (uint64_t)words.count)];
-    char copy[MAX_WORD + 2];
-    switch (draw(chance, 6)) {
-    case 0: /* another token of any text */
+    size_t other = some_token(text, chance, &other_length);
+    for (int tries = 0; tries < 50 && !alike(text->data, at, other); tries++)
+        other = some_token(text, chance, &other_length);
+    char copy[MAX_WORD + 1];
+    int copied = snprintf(copy, sizeof copy, "%.*s", (int)other_length, text->data + other);
+    splice(text, at, length, copy, copied < MAX_WORD ? (size_t)copied : MAX_WORD);
+}
+
+/* A number where one is (or, where none is near, anywhere). */
+static void change_number(Text *text, Chance *chance) {
+    size_t length, at = some_token(text, chance, &length);
+    for (int tries = 0; tries < 20 && kind_of(text->data[at]) != '0'; tries++)
+        at = some_token(text, chance, &length);
+    const char *number = some_number(chance);
+    splice(text, at, length, number, strlen(number));
+}
+
+static void change_tokens(const Corpus *corpus, Text *text, Chance *chance) {
+    size_t length, at = some_token(text, chance, &length);
+    const char *word = corpus->words.data[draw(chance, (uint64_t)corpus->words.count)];
+    char spaced[MAX_WORD + 2];
+    switch (draw(chance, 8)) {
+    case 0: /* a token of any text */
         splice(text, at, length, word, strlen(word));
         break;
     case 1:
-        snprintf(copy, sizeof copy, "%s ", word);
-        splice(text, at, 0, copy, strlen(copy));
+        snprintf(spaced, sizeof spaced, "%s ", word);
+        splice(text, at, 0, spaced, strlen(spaced));
         break;
     case 2:
         splice(text, at, length, "", 0);
         break;
-    case 3: /* another token of this text */
-        word = text->data + some_token(text, chance, &other_length);
-        snprintf(copy, sizeof copy, "%.*s", (int)other_length, word);
-        splice(text, at, length, copy, strlen(copy));
+    case 3:
+    case 4:
+        change_number(text, chance);
         break;
-    default: /* a number where one is, or anywhere */
-        for (int tries = 0; tries < 20 && !isdigit((unsigned char)text->data[at]); tries++)
-            at = some_token(text, chance, &length);
-        word = some_number(chance);
-        splice(text, at, length, word, strlen(word));
+    default:
+        exchange_token(text, chance);
         break;
     }
 }
@@ -221,10 +302,10 @@ static void change_lines(Text *text, Chance *chance) {
     free(line);
 }
 
-static const Seed *make_mutant(uint64_t number, Text *text) {
+static const Seed *make_mutant(const Corpus *corpus, uint64_t number, Text *text) {
     Chance chance = number * 2654435761u + 1;
-    bool is_model = draw(&chance, 4) > 0;
-    const Seed *seed = &seeds[draw(&chance, (uint64_t)(is_model ? model_count : seed_count))];
+    int among = draw(&chance, 4) ? corpus->favourites : corpus->count;
+    const Seed *seed = &corpus->seeds[draw(&chance, (uint64_t)among)];
     text_append(text, seed->text, seed->length);
     /* one change more often than two, so that some mutants stay models */
     for (uint64_t left = 1 + draw(&chance, draw(&chance, MAX_CHANGES) + 1); left > 0; left--) {
@@ -234,7 +315,7 @@ static const Seed *make_mutant(uint64_t number, Text *text) {
         if (kind < 1)
             change_bytes(text, &chance);
         else if (kind < 7)
-            change_tokens(text, &chance);
+            change_tokens(corpus, text, &chance);
         else
             change_lines(text, &chance);
     }
@@ -280,7 +361,7 @@ static bool finish_compiling(Compilation *compilation, Diagnostics *diagnostics,
                            .diagnostics = diagnostics,
                            .name = path,
                            .for_training = true};
-    if (graph_size(compilation->module) > MOST_PASSES_NODES)
+    if (graph_size(compilation->module) > MOST_NODES)
         return true;
     bool done = run_passes(&context, NULL, NULL);
     compilation->module = context.module;
@@ -289,25 +370,15 @@ static bool finish_compiling(Compilation *compilation, Diagnostics *diagnostics,
     return done;
 }
 
-/* What is known of a mutant whose compilation ended; shared with the parent. */
+/* What is known of the mutants so far; shared with the parent. */
 typedef struct Progress {
     uint64_t number; /* being compiled */
     uint64_t accepted, refused;
     bool without_place;
 } Progress;
 
-static void compile_mutant(const char *path, const Seed *seed, Progress *progress) {
-    Define layers = {"L", "2"};
-    bool is_model = seed < seeds + model_count;
-    Request request = {.path = path,
-                       .defines = &layers,
-                       .define_count = is_model ? 1 : 0,
-                       .preset = is_model && progress->number % 2 ? "nano" : NULL,
-                       .plan = is_model && progress->number % 3 ? "cola" : NULL,
-                       .recipe = is_model && progress->number % 5 ? "demo" : NULL};
-    Diagnostics *diagnostics = diagnostics_new();
-    Compilation *compilation = compile_model(&request, diagnostics);
-    bool accepted = compilation && finish_compiling(compilation, diagnostics, path);
+/* A compilation came to its end: was every refusal said, and with a place? */
+static void judge_mutant(bool accepted, Diagnostics *diagnostics, Progress *progress) {
     int errors = diagnostics_errors(diagnostics);
     char *output = NULL;
     size_t length = 0;
@@ -321,8 +392,75 @@ static void compile_mutant(const char *path, const Seed *seed, Progress *progres
     }
     ++*(accepted ? &progress->accepted : &progress->refused);
     free(output);
+}
+
+static void compile_mutant(const char *path, const Seed *seed, Progress *progress) {
+    Define layers = {"L", "2"};
+    bool is_model = seed < models.seeds + models.favourites;
+    Request request = small_request(path, &layers);
+    if (!is_model)
+        request = (Request){.path = path};
+    request.preset = progress->number % 2 ? request.preset : NULL;
+    request.plan = progress->number % 3 ? request.plan : NULL;
+    request.recipe = progress->number % 5 ? request.recipe : NULL;
+    Diagnostics *diagnostics = diagnostics_new();
+    Compilation *compilation = compile_model(&request, diagnostics);
+    bool accepted = compilation && finish_compiling(compilation, diagnostics, path);
+    judge_mutant(accepted, diagnostics, progress);
     compilation_free(compilation);
     diagnostics_free(diagnostics);
+}
+
+/* The passes that take a module of this stage, one after the other; factorize and update with
+ * the texts of the model that the module was once of. */
+static bool transform_module(Module **module, Compilation *compilation, Stage stage,
+                             Diagnostics *diagnostics, uint64_t number) {
+    PassContext context = {.module = *module,
+                           .compilation = compilation,
+                           .diagnostics = diagnostics,
+                           .name = "module",
+                           .no_fuse = number % 7 == 0,
+                           .for_training = true};
+    bool done = true;
+    int pass = 0;
+    while (pass < pass_count && (pass ? pass_list[pass - 1].gives : STAGE_GRAPH) != stage)
+        pass++;
+    if (stage == STAGE_GRAPH) /* any of them may be the next */
+        pass = (int)(number / 7 % 7);
+    for (; done && pass < pass_count; pass++)
+        if (compilation || !pass_list[pass].needs_compilation)
+            done = run_named_passes(&context, pass_list[pass].name, &stage);
+    *module = context.module;
+    return done;
+}
+
+static void transform_mutant(const char *path, const Seed *seed, Progress *progress) {
+    Diagnostics *diagnostics = diagnostics_new();
+    Source source = {.name = path};
+    char *text = read_file(path, 1 << 24, &source.length);
+    source.text = text;
+    Stage stage;
+    Module *module = ir_parse(&source, diagnostics, &stage);
+    bool accepted = module != NULL;
+    bool of_model = seed < modules.seeds + modules.favourites;
+    Compilation *compilation = NULL;
+    if (accepted && of_model && progress->number % 2) {
+        Define layers = {"L", "1"};
+        Request request = small_request(seed->path, &layers);
+        compilation = compile_model(&request, diagnostics);
+        bool with_plan = progress->number / 7 % 7 == 0;
+        accepted = compilation_adopt(compilation, module, path, with_plan);
+    }
+    accepted = accepted &&
+               transform_module(&module, compilation, stage, diagnostics, progress->number);
+    judge_mutant(accepted, diagnostics, progress);
+    if (compilation)
+        compilation->module = module;
+    else
+        module_free(module);
+    compilation_free(compilation);
+    diagnostics_free(diagnostics);
+    free(text);
 }
 
 /* ---- children --------------------------------------------------------------------------- */
@@ -335,26 +473,30 @@ static void limit_child(void) {
     setenv("COLAC_VERIFY", "1", 1);
 }
 
-/* Compiles mutants from progress->number on; never returns. */
-static _Noreturn void run_child(const char *path, const char *errors, uint64_t end,
-                                Progress *progress) {
+/* What is done with the mutants of a corpus. */
+typedef void (*Trial)(const char *path, const Seed *seed, Progress *progress);
+
+/* Tries mutants from progress->number on; never returns. */
+static _Noreturn void run_child(const Corpus *corpus, Trial trial, const char *path,
+                                const char *errors, uint64_t end, Progress *progress) {
     limit_child();
     for (; progress->number < end; progress->number++) {
         Text text = {0};
-        const Seed *seed = make_mutant(progress->number, &text);
+        const Seed *seed = make_mutant(corpus, progress->number, &text);
         FILE *file = fopen(path, "w");
         if (!file || fwrite(text_string(&text), 1, text.length, file) != text.length ||
             fclose(file) || !freopen(errors, "w", stderr))
             _exit(4);
         text_free(&text);
-        alarm(MOST_SECONDS);
-        compile_mutant(path, seed, progress);
+        struct itimerval limit = {.it_value.tv_sec = MOST_SECONDS}; /* of computing */
+        setitimer(ITIMER_PROF, &limit, NULL);
+        trial(path, seed, progress);
     }
     _exit(0);
 }
 
 static const char *how_it_ended(int status, const Progress *progress) {
-    if (WIFSIGNALED(status) && WTERMSIG(status) == SIGALRM)
+    if (WIFSIGNALED(status) && WTERMSIG(status) == SIGPROF)
         return "takes more than 20 seconds";
     if (WIFSIGNALED(status))
         return strsignal(WTERMSIG(status));
@@ -382,24 +524,21 @@ static uint64_t number_of(const char *variable, uint64_t otherwise) {
     return text && *text ? strtoull(text, NULL, 10) : otherwise;
 }
 
-static void test_mutants(void **state) {
-    (void)state;
+/* Tries `count` mutants; *progress says how it went. */
+static void try_mutants(const Corpus *corpus, Trial trial, uint64_t count, Progress *progress) {
     char folder[] = "/tmp/colac_mutants_XXXXXX", path[64], errors[64];
     assert_non_null(mkdtemp(folder));
-    snprintf(path, sizeof path, "%s/mutant.cola", folder);
+    snprintf(path, sizeof path, "%s/mutant", folder);
     snprintf(errors, sizeof errors, "%s/errors", folder);
-    Progress *progress =
-        mmap(NULL, sizeof *progress, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    assert_true(progress != MAP_FAILED);
-    uint64_t first = number_of("COLAC_FUZZ_FIRST", 0), count = number_of("COLAC_FUZZ", 1000);
+    uint64_t first = number_of("COLAC_FUZZ_FIRST", 0), end = first + count;
     progress->number = first;
-    while (progress->number < first + count) {
-        uint64_t end = progress->number + 500;
+    while (progress->number < end) {
+        uint64_t last = progress->number + MUTANTS_OF_A_CHILD;
         fflush(NULL);
         pid_t child = fork();
         assert_true(child >= 0);
         if (child == 0)
-            run_child(path, errors, end < first + count ? end : first + count, progress);
+            run_child(corpus, trial, path, errors, last < end ? last : end, progress);
         int status;
         assert_int_equal(waitpid(child, &status, 0), child);
         if (!WIFEXITED(status) || WEXITSTATUS(status) != 0)
@@ -407,11 +546,29 @@ static void test_mutants(void **state) {
     }
     print_message("%llu accepted, %llu refused\n", (unsigned long long)progress->accepted,
                   (unsigned long long)progress->refused);
-    /* Mutants go deep: a good part of them is still a model. */
+    /* Mutants go deep: a good part of them is still sound. */
     assert_true(progress->accepted > count / 20 && progress->refused > count / 20);
     unlink(path);
     unlink(errors);
     rmdir(folder);
+}
+
+static void try_all(const Corpus *corpus, Trial trial, uint64_t count) {
+    Progress *progress =
+        mmap(NULL, sizeof *progress, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    assert_true(progress != MAP_FAILED);
+    try_mutants(corpus, trial, count, progress);
+    munmap(progress, sizeof *progress);
+}
+
+static void test_mutated_models(void **state) {
+    (void)state;
+    try_all(&models, compile_mutant, number_of("COLAC_FUZZ", 1000));
+}
+
+static void test_mutated_modules(void **state) {
+    (void)state;
+    try_all(&modules, transform_mutant, number_of("COLAC_FUZZ", 1000) / 2);
 }
 
 /* What counts as a place. */
@@ -428,6 +585,7 @@ static void test_places(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_places),
-                                       cmocka_unit_test(test_mutants)};
+                                       cmocka_unit_test(test_mutated_models),
+                                       cmocka_unit_test(test_mutated_modules)};
     return cmocka_run_group_tests(tests, load_seeds, NULL);
 }
