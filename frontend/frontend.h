@@ -8,10 +8,16 @@
  *   format.c           `colac fmt`: the canonical layout of a text, comments kept
  *   std.cola           the library, in the language itself (embedded in the program)
  *   compile.c          compile_model: the steps from texts to a module held against its plan
- *   compile_time.c     dims, flags, presets, plan `set`, -D: compile-time values (number.c)
- *   expand.c …         statements (expand), expressions (expand_expr), calls of blocks and fns
- *                      (expand_call), element-wise typing (expand_tensor), x[…] (expand_index),
- *                      dot, sum, exp … (builtins), names and frames (names), notes (explain)
+ *   compile_time.c     dims, flags, presets, plan `set`, -D: compile-time values
+ *   number.c           their arithmetic: exact, or reported
+ *   names.c            names, frames and what is in scope
+ *   expand.c           statements; the body of the model and of a block or fn
+ *   expand_call.c      calls of blocks and fns
+ *   expand_expr.c      expressions
+ *   expand_tensor.c    element-wise typing: axes align by name
+ *   expand_index.c     x[…]
+ *   builtins.c         dot, sum, exp, …
+ *   explain.c          the notes of a diagnostic: where an operand and its axes come from
  *   selector.c         paths with *, **, {a,b}, [0..3]
  *   plan.c             plans: directives, `extends`, where each applies; placing a block
  *   recipe.c           recipes: how it is trained

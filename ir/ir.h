@@ -1,6 +1,7 @@
 /* ir/ir.h: the dataflow graph.  Index of the folder, by source file.
  *
- *   ops.def    every primitive, one row each; ops.c turns the rows into tables
+ *   ops.def    every primitive, one row each
+ *   ops.c      turns the rows into tables
  *   graph.c    modules, axes, types, states, functions; the one constructor of nodes (hash-consing)
  *   verify.c   what must hold of a module at each stage
  *   text.c     the text form: print and parse; print, parse, print is the identity
