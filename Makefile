@@ -23,6 +23,8 @@ TESTS = $(patsubst tests/%.c,%,$(wildcard tests/test_*.c))
 all: $(BUILD)/colac
 
 # Missing Debian packages are installed (or the line to run is printed) before anything is built.
+PACKAGES = $(BUILD)/.packages-build $(if $(findstring clang,$(CC)),$(BUILD)/.packages-clang)
+.PRECIOUS: $(BUILD)/.packages-%
 $(BUILD)/.packages-%:
 	@mkdir -p $(@D)
 	@tools/packages $*
@@ -34,11 +36,11 @@ $(BUILD)/colac: $(BUILD)/driver/main.o $(BUILD)/libcolac.a
 $(BUILD)/libcolac.a: $(OBJECTS) $(EMBEDDED_OBJECTS)
 	$(call SHOW,AR)rm -f $@ && ar qcs $@ $^
 
-$(BUILD)/%.o: %.c | $(BUILD)/.packages-build
+$(BUILD)/%.o: %.c | $(PACKAGES)
 	@mkdir -p $(@D)
 	$(call SHOW,CC)$(CC) $(CFLAGS) -MMD -MP -c -o $@ $<
 
-$(BUILD)/frontend/parser.c: frontend/parser.y | $(BUILD)/.packages-build
+$(BUILD)/frontend/parser.c: frontend/parser.y | $(PACKAGES)
 	@mkdir -p $(@D)
 	$(call SHOW,BISON)bison -Werror -Wcounterexamples -d -o $@ $<
 
@@ -52,10 +54,14 @@ $(BUILD)/frontend/%.o: $(BUILD)/frontend/%.c
 $(patsubst %.c,$(BUILD)/%.o,$(wildcard frontend/*.c)): $(BUILD)/frontend/parser.c
 
 # A text becomes `const char embedded_NAME[]` with a NUL after it (NAME: the file's name, . as _).
-$(BUILD)/%.embed.o: % | $(BUILD)/.packages-build
+$(BUILD)/%.embed.o: % | $(PACKAGES)
 	@mkdir -p $(@D)
 	$(call SHOW,EMBED)printf '.section .rodata\n.global embedded_%s\nembedded_%s:\n.incbin "%s"\n.byte 0\n.section .note.GNU-stack,"",@progbits\n' \
 	  $(subst .,_,$(notdir $<)) $(subst .,_,$(notdir $<)) $< | $(CC) -c -x assembler -o $@ -
+
+$(BUILD)/bench/%: bench/%.c $(BUILD)/libcolac.a
+	@mkdir -p $(@D)
+	$(call SHOW,CC)$(CC) $(CFLAGS) -MMD -MP $(LDFLAGS) -rdynamic -o $@ $< $(BUILD)/libcolac.a $(LDLIBS)
 
 $(BUILD)/tests/%: tests/%.c $(BUILD)/libcolac.a | $(BUILD)/.packages-test
 	@mkdir -p $(@D)
@@ -86,17 +92,24 @@ docs/ops.md: ir/ops.def ir/ops.c $(BUILD)/colac
 	$(BUILD)/colac help ops > $@
 docs: docs/ops.md
 
-C_FILES = $(wildcard $(FOLDERS:%=%/*.[ch]) tests/*.[ch] bench/*.c)
+# Headers are laid out by hand: their lists and aligned comments are tables.
+C_FILES = $(wildcard $(FOLDERS:%=%/*.c) tests/*.c bench/*.c bench/limit/*.c)
 format: | $(BUILD)/.packages-develop
 	clang-format -i $(C_FILES)
 
-lint: $(BUILD)/colac | $(BUILD)/.packages-develop
-	cppcheck -q --std=c11 --enable=warning,portability,performance --inline-suppr \
-	  --suppress=missingIncludeSystem --error-exitcode=1 -I. $(SOURCES)
-	clang-tidy --quiet $(SOURCES) -- -std=c17 -D_GNU_SOURCE -I. -I$(BUILD)
+# What each tool looks for, and why the rest is left out: .clang-tidy; and of cppcheck, autoVariables:
+# a frame refers to what lives on the stack of the function that expands it.
+LINTED = $(SOURCES) driver/main.c bench/products.c
+lint: $(GENERATED) | $(BUILD)/.packages-develop
+	cppcheck -q -j 2 --std=c11 --enable=warning,portability,performance --inline-suppr \
+	  --suppress=missingIncludeSystem --suppress=autoVariables --error-exitcode=1 -I. $(LINTED)
+	printf '%s\n' $(LINTED) | xargs -P 2 -n 8 sh -c \
+	  'clang-tidy --quiet "$$@" -- -std=c17 -D_GNU_SOURCE -fopenmp -I. -I$(BUILD)' clang-tidy
 
-bench: $(BUILD)/colac
+# A step beside its products (bench/run), then every product of it, cut into tiles and whole.
+bench: $(BUILD)/colac $(BUILD)/bench/products
 	@bench/run $(BUILD)
+	@$(BUILD)/bench/products
 
 clean:
 	rm -rf $(BUILD)
