@@ -268,7 +268,7 @@ static void print_caret(FILE *stream, Span span) {
         span_end = line.end;
     int first = column > MAX_SHOWN_COLUMNS / 2 ? column - MAX_SHOWN_COLUMNS / 2 : 1;
     const char *begin = line.begin, *shown_end;
-    bool may_fit = line.end - line.begin <= 4 * MAX_SHOWN_COLUMNS; /* bytes of a code point */
+    bool may_fit = line.end - line.begin <= 4L * MAX_SHOWN_COLUMNS; /* bytes of a code point */
     if (may_fit && count_columns(line.begin, line.end) <= MAX_SHOWN_COLUMNS)
         first = 1;
     bool valid;

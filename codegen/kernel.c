@@ -377,7 +377,7 @@ static int64_t term_stride(const Affine *affine, ValueId value) {
 /* Whether the address lies in [0, elements) for all indices.  The terms of a tile and of the
  * loop that it is a tile of are one when they go through memory as one. */
 static bool in_range(const Kernel *kernel, const Affine *affine, int64_t elements) {
-    int64_t low = affine->base, high = affine->base;
+    int64_t low = affine->base, high = low;
     for (int i = 0; i < affine->term_count; i++) {
         Term term = affine->terms[i];
         const Instruction *value = at(kernel, term.value);

@@ -284,7 +284,7 @@ static void tile_lanes(Kernel *kernel, bool **used, Region *region, int64_t plac
 static bool is_long(const Kernel *kernel, ValueId id) {
     const Loop *loop = at(kernel, id)->loop;
     return loop && loop->kind == LOOP_LANES && loop->tile_of < 0 &&
-           loop->extent >= 2 * TILE_LANES && !holds(kernel, loop, KERNEL_REDUCE);
+           loop->extent >= INT64_C(2) * TILE_LANES && !holds(kernel, loop, KERNEL_REDUCE);
 }
 
 /* Cuts a long lanes loop that is all that a parallel nest of few iterations does. */
@@ -297,7 +297,7 @@ static void tile_nest(Kernel *kernel, bool **used, Loop *nest, int64_t iteration
         return;
     }
     for (int64_t i = 0; i < body->count; i++)
-        if (has_effect(kernel, at(kernel, body->data[i])) && i < body->count - 1)
+        if (i < body->count - 1 && has_effect(kernel, at(kernel, body->data[i])))
             return;
     ValueId last = body->count ? body->data[body->count - 1] : -1;
     if (last >= 0 && is_long(kernel, last) && iterations < PARALLEL_ENOUGH)

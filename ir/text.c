@@ -347,7 +347,9 @@ static Diagnostic *fail_at(Parser *p, Span span, const char *format, ...) {
 }
 
 static char peek(const Parser *p) {
-    return p->at < p->source->length ? p->source->text[p->at] : '\n';
+    if (p->at < p->source->length)
+        return p->source->text[p->at];
+    return '\n';
 }
 
 /* Blanks and a comment, up to the line's end. */

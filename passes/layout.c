@@ -81,8 +81,8 @@ static void order_move_last(Order *order, const Order *axes) {
 
 /* Makes `axes` neighbours, at the place of the fastest of them. */
 static void order_gather(Order *order, const AxisId *axes, int count) {
-    int last = -1;
-    for (int i = 0; i < count; i++) {
+    int last = order_find(order, axes[0]);
+    for (int i = 1; i < count; i++) {
         int position = order_find(order, axes[i]);
         last = position > last ? position : last;
     }
@@ -759,7 +759,7 @@ static void put_final_value(Layout *l, const WriteList *list) {
     Function *fresh = l->rebuild.fresh;
     NodeId value = -1;
     bool built = false;
-    const Write *write = NULL;
+    const Write *write = &l->old->writes.data[list->data[0]];
     for (int64_t i = 0; i < list->count; i++) {
         write = &l->old->writes.data[list->data[i]];
         NodeId next = l->rebuild.map[write->value];

@@ -2,8 +2,8 @@
  * timings all come from the list.
  *
  *   COLAC_VERIFY=1    verify the module after every pass (debug builds always do), and check
- * that its text parses back to the same text COLAC_DUMP=DIR    write the module after every
- * pass that changed it to DIR/NN-pass.ir */
+ *                     that its text parses back to the same text
+ *   COLAC_DUMP=DIR    write the module after every pass that changed it to DIR/NN-pass.ir */
 #include "passes/passes.h"
 
 #include <errno.h>

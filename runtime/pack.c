@@ -305,8 +305,8 @@ bool data_pack_shards(const char *const *paths, int count, const char *directory
                       int64_t shard_tokens, PackReport *report, Diagnostics *diagnostics) {
     Packing packing = {.diagnostics = diagnostics, .arena = arena_new()};
     bool begun = begin_folder(&packing, directory), good = begun;
-    packing.pending = checked_alloc(2 * BLOCK_BYTES);
-    packing.block = checked_alloc(2 * BLOCK_BYTES);
+    packing.pending = checked_alloc((size_t)2 * BLOCK_BYTES);
+    packing.block = checked_alloc((size_t)2 * BLOCK_BYTES);
     packing.sources = json_array();
     packing.train = (ShardWriter){packing.temporary, "train", shard_tokens, 0, NULL, 0, 0};
     packing.validation = (ShardWriter){packing.temporary, "val", shard_tokens, 0, NULL, 0, 0};
