@@ -630,8 +630,7 @@ static void add_rows(Lowering *l, const Store *store) {
     close_nest(l, nest);
 }
 
-/* Where the result goes to several places, the first is made and the others take it
- * from there. */
+/* A result that stands in memory by itself goes to the other places from there. */
 static void copy_memory(Lowering *l, const Store *from, const Store *to) {
     Type type = graph_node(l, to->node)->type;
     Affine element = open_memory(l, type_elements(l->module, type));
@@ -643,14 +642,22 @@ static void copy_memory(Lowering *l, const Store *from, const Store *to) {
     close_loops(&l->builder);
 }
 
+/* Additions to states are made row by row, unless the result stands by itself before. */
 static void lower_scatter(Lowering *l) {
     INTERNAL_CHECK(l->stores.count >= 1);
-    const Store *first = &l->stores.data[0];
-    if (!first->add)
-        zero_memory(l, first);
-    add_rows(l, first);
-    for (int64_t i = 1; i < l->stores.count; i++)
-        copy_memory(l, first, &l->stores.data[i]);
+    const Store *made = NULL;
+    for (int64_t i = 0; i < l->stores.count; i++) {
+        const Store *store = &l->stores.data[i];
+        if (made) {
+            copy_memory(l, made, store);
+            continue;
+        }
+        if (!store->add) {
+            zero_memory(l, store);
+            made = store;
+        }
+        add_rows(l, store);
+    }
 }
 
 /* ---- groups -------------------------------------------------------------------------- */

@@ -178,12 +178,22 @@ static double round_to(double number, DataType dtype) {
     }
 }
 
+/* Integers are 32 bits in two's complement, as in the kernels. */
+static double wrapped(int64_t a) {
+    return (double)(int32_t)(uint32_t)a;
+}
+
+/* Truncated; what lies outside is moved to the nearest end, NaN to 0. */
+static double whole(double a) {
+    return isnan(a) ? 0 : trunc(fmin(fmax(a, INT32_MIN), INT32_MAX));
+}
+
 static double cast(double a, DataType dtype) {
     switch (dtype) {
     case TYPE_BOOL:
         return a != 0;
     case TYPE_I32:
-        return trunc(a);
+        return whole(a);
     default:
         return a;
     }
@@ -200,15 +210,36 @@ static double floored_mod(double a, double b) {
     return remainder != 0 && (remainder < 0) != (b < 0) ? remainder + b : remainder;
 }
 
-/* Integers: floored; a division by zero gives 0, as the kernels' does. */
-static double divide(double a, double b, DataType dtype) {
-    if (dtype != TYPE_I32)
-        return a / b;
-    return b == 0 ? 0 : floor(a / b);
+static bool is_integer_arithmetic(Op op) {
+    return op == OP_NEG || op == OP_ABS || op == OP_ADD || op == OP_SUB || op == OP_MUL ||
+           op == OP_DIV || op == OP_MOD;
+}
+
+/* Both are integers.  Quotients are floored; a division by zero gives 0. */
+static double apply_integer(Op op, double a, double b) {
+    switch (op) {
+    case OP_NEG:
+        return wrapped(-(int64_t)a);
+    case OP_ABS:
+        return wrapped(llabs((int64_t)a));
+    case OP_ADD:
+        return wrapped((int64_t)a + (int64_t)b);
+    case OP_SUB:
+        return wrapped((int64_t)a - (int64_t)b);
+    case OP_MUL:
+        return wrapped((int64_t)a * (int64_t)b);
+    case OP_DIV:
+        return b == 0 ? 0 : wrapped((int64_t)floor(a / b));
+    default:
+        INTERNAL_CHECK(op == OP_MOD);
+        return b == 0 ? 0 : floored_mod(a, b);
+    }
 }
 
 /* `dtype` is the result's. */
 static double apply(Op op, DataType dtype, double a, double b, double c) {
+    if (dtype == TYPE_I32 && is_integer_arithmetic(op))
+        return apply_integer(op, a, b);
     switch (op) {
     case OP_NEG:
         return -a;
@@ -248,9 +279,9 @@ static double apply(Op op, DataType dtype, double a, double b, double c) {
     case OP_MUL:
         return a * b;
     case OP_DIV:
-        return divide(a, b, dtype);
+        return a / b;
     case OP_MOD:
-        return b == 0 && dtype == TYPE_I32 ? 0 : floored_mod(a, b);
+        return floored_mod(a, b);
     case OP_POW:
         return pow(a, b);
     case OP_MAXIMUM:
