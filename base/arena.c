@@ -2,7 +2,6 @@
  * a small arena stays small and a large one makes few calls of malloc. */
 #include "base/base.h"
 
-
 /* The hostile build sets a tiny first block so that every allocation crosses a block's end. */
 #ifndef ARENA_FIRST_BLOCK
 #define ARENA_FIRST_BLOCK 4096

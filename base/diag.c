@@ -347,7 +347,8 @@ _Noreturn void refuse_at(Span span, const char *format, ...) {
     va_start(args, format);
     const char *message = format_message(diagnostics->arena, format, args);
     va_end(args);
-    record(diagnostics, (Diagnostic){.name = span_name(span), .span = span, .message = message});
+    record(diagnostics,
+           (Diagnostic){.name = span_name(span), .span = span, .message = message});
     diagnostics_print(diagnostics, stderr);
     exit(1);
 }

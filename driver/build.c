@@ -20,7 +20,8 @@ static bool write_file(const char *folder, const char *name, const Text *text,
     return file != NULL;
 }
 
-static bool write_programs(const ProgramSet *set, const char *folder, Diagnostics *diagnostics) {
+static bool write_programs(const ProgramSet *set, const char *folder,
+                           Diagnostics *diagnostics) {
     bool fine = true;
     for (int i = 0; i < set->program_count && fine; i++) {
         Text text = {0}, name = {0};
@@ -59,7 +60,8 @@ static bool write_kernels(const ProgramSet *set, const char *folder, double *com
         if (bytes)
             text_append(&object, bytes, length);
         else
-            error_in_file(diagnostics, result->objects[i], "cannot be read: %s", strerror(errno));
+            error_in_file(diagnostics, result->objects[i], "cannot be read: %s",
+                          strerror(errno));
         snprintf(name, sizeof name, "kernels_%d.so", i);
         fine = bytes && write_file(folder, name, &object, diagnostics);
         free(bytes);

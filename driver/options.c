@@ -9,8 +9,8 @@
 typedef enum OptionKind {
     TAKES_NOTHING, /* sets a bool */
     TAKES_TEXT,
-    TAKES_COUNT,   /* an integer from 1 on, into an int64_t */
-    TAKES_CUSTOM   /* parsed by a function */
+    TAKES_COUNT, /* an integer from 1 on, into an int64_t */
+    TAKES_CUSTOM /* parsed by a function */
 } OptionKind;
 
 typedef struct Option {
@@ -114,8 +114,8 @@ static bool parse_seed(Options *options, const char *value) {
     return true;
 }
 
-#define MODELS " check train grad profile build ir opt "
-#define AT(field) offsetof(Options, field), NULL
+#define MODELS       " check train grad profile build ir opt "
+#define AT(field)    offsetof(Options, field), NULL
 #define BY(function) 0, function
 static const Option option_list[] = {
     {"--preset", "NAME", TAKES_TEXT, AT(request.preset), MODELS, "a preset of the model"},
@@ -127,7 +127,8 @@ static const Option option_list[] = {
      "a dim or flag of model or plan, a value of the recipe"},
     {"--params", NULL, TAKES_NOTHING, AT(list_parameters), " check ",
      "list every parameter: its path, axes and number of elements"},
-    {"--precision", "f32", TAKES_CUSTOM, BY(parse_precision), MODELS, "the precision of products"},
+    {"--precision", "f32", TAKES_CUSTOM, BY(parse_precision), MODELS,
+     "the precision of products"},
     {"--device", "cpu|interpreter", TAKES_CUSTOM, BY(parse_device), MODELS " eval ",
      "where to run; the interpreter computes in double precision"},
     {"--threads", "N", TAKES_CUSTOM, BY(parse_threads), " check build train grad eval profile ",
@@ -146,7 +147,8 @@ static const Option option_list[] = {
      "updates, else the recipe's; profile: measured rounds"},
     {"-o", "PATH", TAKES_TEXT, AT(output), " grad build data ir opt ", "where to write"},
     {"--stage", "PASS", TAKES_TEXT, AT(stage), " ir ", "after which pass; else the last"},
-    {"--function", "NAME", TAKES_TEXT, AT(function), " ir ", "which function --dot draws (micro)"},
+    {"--function", "NAME", TAKES_TEXT, AT(function), " ir ",
+     "which function --dot draws (micro)"},
     {"--dot", NULL, TAKES_NOTHING, AT(dot), " ir ", "as a Graphviz drawing"},
     {"--passes", "A,B", TAKES_TEXT, AT(passes), " opt ", "passes to run, in this order"},
     {"--model", "FILE", TAKES_TEXT, AT(model), " opt ",
@@ -156,7 +158,8 @@ static const Option option_list[] = {
     {"--json", NULL, TAKES_NOTHING, AT(json), "", "JSON objects, one a line"},
     {"--no-fuse", NULL, TAKES_NOTHING, AT(no_fuse), MODELS, "one kernel a node"},
     {"--no-reuse", NULL, TAKES_NOTHING, AT(no_reuse), MODELS, "every value its own memory"},
-    {"--poison", NULL, TAKES_NOTHING, AT(poison), " train grad ", "fill the arena with NaN first"},
+    {"--poison", NULL, TAKES_NOTHING, AT(poison), " train grad ",
+     "fill the arena with NaN first"},
     {"--check-nan", NULL, TAKES_NOTHING, AT(check_nan), " train grad ",
      "stop at the first tensor with a NaN"},
 };
@@ -171,7 +174,8 @@ static bool option_applies(const Option *option, const Command *command) {
 
 static const Option *find_option(const char *name, size_t length) {
     for (int i = 0; i < COUNT_OF(option_list); i++)
-        if (strlen(option_list[i].name) == length && !strncmp(option_list[i].name, name, length))
+        if (strlen(option_list[i].name) == length &&
+            !strncmp(option_list[i].name, name, length))
             return &option_list[i];
     return NULL;
 }

@@ -145,18 +145,18 @@ static Measured measure(const Options *options, const Compiled *compiled, Device
 }
 
 static void print_measured_json(const Measured *measured, int64_t tokens) {
-    json_t *object = json_pack("{s:f, s:f, s:f, s:I, s:[]}", "step_s", measured->step_s,
-                               "tokens_per_s", (double)tokens / measured->step_s, "compile_s",
-                               measured->compile_s, "peak_bytes", (json_int_t)measured->bytes,
-                               "rows");
+    json_t *object =
+        json_pack("{s:f, s:f, s:f, s:I, s:[]}", "step_s", measured->step_s, "tokens_per_s",
+                  (double)tokens / measured->step_s, "compile_s", measured->compile_s,
+                  "peak_bytes", (json_int_t)measured->bytes, "rows");
     INTERNAL_CHECK(object);
     for (int64_t i = 0; i < measured->rows.rows.count; i++) {
         const Row *row = &measured->rows.rows.data[i];
-        json_array_append_new(
-            json_object_get(object, "rows"),
-            json_pack("{s:s, s:f, s:f, s:f}", "label", row->label, "seconds",
-                      row->seconds / measured->rounds, "flops", row->flops / measured->rounds,
-                      "bytes", row->bytes / measured->rounds));
+        json_array_append_new(json_object_get(object, "rows"),
+                              json_pack("{s:s, s:f, s:f, s:f}", "label", row->label, "seconds",
+                                        row->seconds / measured->rounds, "flops",
+                                        row->flops / measured->rounds, "bytes",
+                                        row->bytes / measured->rounds));
     }
     json_dumpf(object, stdout, JSON_COMPACT | JSON_REAL_PRECISION(9));
     putchar('\n');
@@ -168,8 +168,8 @@ static void print_measured(const Measured *measured, int64_t tokens) {
     printf("%s, %d threads: products %.0f GFLOP/s, copies %.0f GB/s, measured now\n",
            machine.processor, machine.threads, machine.product_flops / 1e9,
            machine.copy_bytes / 1e9);
-    printf("a step of one micro-batch: %.4f s, %.0f tokens/s (median of %d)\n\n", measured->step_s,
-           (double)tokens / measured->step_s, measured->rounds);
+    printf("a step of one micro-batch: %.4f s, %.0f tokens/s (median of %d)\n\n",
+           measured->step_s, (double)tokens / measured->step_s, measured->rounds);
     printf("%9s %6s %5s %9s %6s %8s %6s  %s\n", "ms", "share", "steps", "GFLOP/s", "peak",
            "GB/s", "copy", "step");
     double total = 0;

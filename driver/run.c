@@ -41,7 +41,8 @@ static int compile_and_run(Options *options, bool for_training, Run run) {
     int code = 1;
     if (ready) {
         TrainOptions train_option = train_options(options, &compiled);
-        code = run(compiled.compilation, compiled.programs, &train_option, compiled.diagnostics);
+        code =
+            run(compiled.compilation, compiled.programs, &train_option, compiled.diagnostics);
         if (finish(compiled.diagnostics) && !code)
             code = 1;
     }
@@ -50,7 +51,8 @@ static int compile_and_run(Options *options, bool for_training, Run run) {
 }
 
 int run_train_command(Options *options) {
-    if (!given(options, options->data, "--data PATH") || !given(options, options->out, "--out RUN"))
+    if (!given(options, options->data, "--data PATH") ||
+        !given(options, options->out, "--out RUN"))
         return 2;
     return compile_and_run(options, true, train);
 }

@@ -52,7 +52,8 @@ static int format_file(const Options *options, const char *path, Diagnostics *di
     source.text = bytes;
     Text text = {0};
     if (format_source(&source, &text, diagnostics)) {
-        bool same = text.length == source.length && !memcmp(text_string(&text), bytes, text.length);
+        bool same =
+            text.length == source.length && !memcmp(text_string(&text), bytes, text.length);
         if (options->check_only && !same)
             help(error_in_file(diagnostics, source.name, "is not in canonical layout"),
                  "`colac fmt %s` rewrites it", path);
@@ -89,12 +90,12 @@ int run_data_command(Options *options) {
     }
     Diagnostics *diagnostics = diagnostics_new();
     PackReport report = {0};
-    bool packed = data_pack(options->files + 1, options->file_count - 1, options->output, &report,
-                            diagnostics);
+    bool packed = data_pack(options->files + 1, options->file_count - 1, options->output,
+                            &report, diagnostics);
     if (packed && options->json) {
-        json_t *object =
-            json_pack("{s:I, s:I, s:i}", "train_tokens", (json_int_t)report.train_tokens,
-                      "val_tokens", (json_int_t)report.validation_tokens, "files", report.files);
+        json_t *object = json_pack("{s:I, s:I, s:i}", "train_tokens",
+                                   (json_int_t)report.train_tokens, "val_tokens",
+                                   (json_int_t)report.validation_tokens, "files", report.files);
         INTERNAL_CHECK(object);
         json_dumpf(object, stdout, JSON_COMPACT);
         putchar('\n');

@@ -186,8 +186,7 @@ static const char *verify_adjoint(const Function *function, NodeId id) {
     const Node *node = &function->nodes.data[id];
     if (node->adjoint_of == -1)
         return NULL;
-    REQUIRE_OF_NODE(function, id,
-                    node->adjoint_of >= 0 && node->adjoint_of < id,
+    REQUIRE_OF_NODE(function, id, node->adjoint_of >= 0 && node->adjoint_of < id,
                     "the node it is an adjoint of does not come before it");
     REQUIRE_OF_NODE(function, id,
                     type_same_axes(node->type, function->nodes.data[node->adjoint_of].type),
@@ -218,8 +217,7 @@ static const char *verify_placement(const Function *function, NodeId id, Stage s
         REQUIRE_OF_NODE(function, id, placement->group < 0 && !placement->stored,
                         "a group or memory before the fuse pass");
     else
-        REQUIRE_OF_NODE(function, id,
-                        placement->group >= 0 || !computed || op_is_map(node->op),
+        REQUIRE_OF_NODE(function, id, placement->group >= 0 || !computed || op_is_map(node->op),
                         "no group computes it");
     REQUIRE_OF_NODE(function, id,
                     !placement->stored ||

@@ -71,10 +71,10 @@ static bool check_operands(const Factorization *f, StateId weight) {
     if (x->op != OP_STATE || !f->replacements[x->attr.integer].by)
         return true;
     const State *states = f->module->states.data;
-    Diagnostic *error =
-        error_at(f->context->diagnostics, replacement->by->directive->span,
-                 "`factorize` cannot replace `%s`: it is multiplied by `%s`, which is replaced too",
-                 states[weight].path, states[x->attr.integer].path);
+    Diagnostic *error = error_at(
+        f->context->diagnostics, replacement->by->directive->span,
+        "`factorize` cannot replace `%s`: it is multiplied by `%s`, which is replaced too",
+        states[weight].path, states[x->attr.integer].path);
     note_at(error, product->span, "it is used here");
     return false;
 }

@@ -134,7 +134,8 @@ static const char *text_name(const PassContext *context) {
     return context->name ? context->name : "module";
 }
 
-Diagnostic *refuse_module(const PassContext *context, const char *pass, const char *format, ...) {
+Diagnostic *refuse_module(const PassContext *context, const char *pass, const char *format,
+                          ...) {
     Text text = {0};
     va_list args;
     va_start(args, format);
@@ -204,8 +205,8 @@ static bool stage_fits(const PassContext *context, int position, Stage stage) {
     if (stage == needed)
         return true;
     refuse_module(context, pass_list[position].name,
-                  "it takes a module at stage %s, and this one is at stage %s", stage_name(needed),
-                  stage_name(stage));
+                  "it takes a module at stage %s, and this one is at stage %s",
+                  stage_name(needed), stage_name(stage));
     return false;
 }
 

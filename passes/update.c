@@ -204,8 +204,7 @@ static StateId find_metric(const Update *u, const char *path) {
 static bool build_scale(Update *u) {
     StateId loss_sum = find_metric(u, "loss_sum"), weight_sum = find_metric(u, "weight_sum");
     if (loss_sum < 0 || weight_sum < 0) {
-        refuse_module(u->context, "update",
-                      "needs the metrics `loss_sum` and `weight_sum`");
+        refuse_module(u->context, "update", "needs the metrics `loss_sum` and `weight_sum`");
         return false;
     }
     Builder *b = &u->b;
@@ -395,8 +394,7 @@ bool pass_update(PassContext *context) {
         turn_into_eval(module, micro);
     }
     if (done && !place_others(module)) {
-        refuse_module(context, "update",
-                      "the tables have more than 2^60 elements");
+        refuse_module(context, "update", "the tables have more than 2^60 elements");
         done = false;
     }
     free(u.groups);

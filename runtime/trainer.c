@@ -213,7 +213,8 @@ static bool evaluate(Session *session, int64_t batches, LossSum *sum) {
     for (int64_t i = 0; i < batches; i++) {
         int64_t sample0 = i * session->rows;
         if (!fill_inputs(session, session->validation, ORDER_SEQUENTIAL, sample0) ||
-            !run_function(session, "eval", (ScalarValues){.sample0 = sample0, .evaluating = true}))
+            !run_function(session, "eval",
+                          (ScalarValues){.sample0 = sample0, .evaluating = true}))
             return false;
         LossSum part = take_loss(session);
         sum->loss += part.loss;

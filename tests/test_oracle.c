@@ -45,8 +45,9 @@ static json_t *expectation(const Case *c) {
 static void run_case(const Case *c, const char *command, const char *more, Text *output) {
     json_t *expect = expectation(c), *dims = json_object_get(expect, "dims");
     Text line = {0};
-    text_printf(&line, "%s %s models/%s.cola %s --weights tests/oracle/%s/init.safetensors "
-                       "--data tests/oracle/%s/tokens.bin --order sequential --names hf --json %s",
+    text_printf(&line,
+                "%s %s models/%s.cola %s --weights tests/oracle/%s/init.safetensors "
+                "--data tests/oracle/%s/tokens.bin --order sequential --names hf --json %s",
                 colac(), command, c->model, c->options, c->name, c->name, more);
     static const char *const sizes[] = {"V", "D", "H", "L", "F", "S", "B"};
     for (int i = 0; i < COUNT_OF(sizes); i++)
@@ -76,7 +77,8 @@ static void compare_tensors(const char *got_path, const char *expected_path, dou
     assert_non_null(expected);
     double worst = 0;
     for (int i = 0; i < tensor_file_count(expected); i++) {
-        const Tensor *want = tensor_file_at(expected, i), *have = tensor_file_find(got, want->name);
+        const Tensor *want = tensor_file_at(expected, i),
+                     *have = tensor_file_find(got, want->name);
         if (!have)
             print_error("%s: no tensor %s\n", got_path, want->name);
         assert_non_null(have);
@@ -153,8 +155,8 @@ static void check_train(const Case *c, const char *device, double bound, double 
                          json_array_get(json_object_get(expect, "loss"), (size_t)step - 1)),
                      bound, "loss", step);
             close_to(json_number_value(json_object_get(object, "grad_norm")),
-                     json_real_value(
-                         json_array_get(json_object_get(expect, "grad_norm"), (size_t)step - 1)),
+                     json_real_value(json_array_get(json_object_get(expect, "grad_norm"),
+                                                    (size_t)step - 1)),
                      bound < 1e-9 ? bound : 1e-3, "gradient norm", step);
         }
         json_decref(object);
@@ -191,12 +193,13 @@ static int end(void **state) {
     return system(line);
 }
 
-#define FOUR_TESTS(c)                                                                            \
-    {#c "_gradients_by_interpreter", gradients_by_interpreter, NULL, NULL, (void *)(intptr_t)&c}, \
-        {#c "_ten_steps_by_interpreter", ten_steps_by_interpreter, NULL, NULL,                   \
-         (void *)(intptr_t)&c},                                                                  \
-        {#c "_gradients_in_f32", gradients_in_f32, NULL, NULL, (void *)(intptr_t)&c}, {          \
-        #c "_ten_losses_in_f32", ten_losses_in_f32, NULL, NULL, (void *)(intptr_t)&c             \
+#define FOUR_TESTS(c)                                                                          \
+    {#c "_gradients_by_interpreter", gradients_by_interpreter, NULL, NULL,                     \
+     (void *)(intptr_t)&c},                                                                    \
+        {#c "_ten_steps_by_interpreter", ten_steps_by_interpreter, NULL, NULL,                 \
+         (void *)(intptr_t)&c},                                                                \
+        {#c "_gradients_in_f32", gradients_in_f32, NULL, NULL, (void *)(intptr_t)&c}, {        \
+#c "_ten_losses_in_f32", ten_losses_in_f32, NULL, NULL, (void *)(intptr_t)&c           \
     }
 
 int main(void) {
