@@ -4,8 +4,7 @@
 
 #include <math.h>
 
-/* ---- the executor --------------------------------------------------------------------------
- */
+/* ---- the executor ------------------------------------------------------------------- */
 
 typedef struct ExecutorEngine {
     Engine engine; /* first, so that one is the other */
@@ -105,8 +104,7 @@ Engine *engine_executor(const ProgramSet *set, int threads, const ExecutorOption
     return NULL;
 }
 
-/* ---- the interpreter -----------------------------------------------------------------------
- */
+/* ---- the interpreter ---------------------------------------------------------------- */
 
 typedef struct InterpreterEngine {
     Engine engine;

@@ -25,8 +25,7 @@ struct Mapping {
     ARRAY(Rule) rules; /* storage in the arena once loaded */
 };
 
-/* ---- reading the text ----------------------------------------------------------------------
- */
+/* ---- reading the text --------------------------------------------------------------- */
 
 enum { MAX_WORDS = 2 * MAX_NAMES + 4 };
 typedef struct Line {
@@ -217,8 +216,7 @@ const Source *mapping_source(const Mapping *mapping) {
     return mapping->source.name ? &mapping->source : NULL;
 }
 
-/* ---- from paths to names -------------------------------------------------------------------
- */
+/* ---- from paths to names ------------------------------------------------------------ */
 
 typedef struct Index { /* layer[i] against layer[17]: name `i`, value `17` */
     const char *name, *value;
@@ -290,8 +288,7 @@ static bool find_rule(const Mapping *mapping, const char *path, Match *match) {
     return false;
 }
 
-/* ---- where a weight lies in a tensor -------------------------------------------------------
- */
+/* ---- where a weight lies in a tensor ------------------------------------------------ */
 
 /* A weight as a block of a tensor of one or two axes. */
 typedef struct Slot {
@@ -407,8 +404,7 @@ static void write_slot(const Slot *slot, double *values, double *tensor) {
     }
 }
 
-/* ---- loading -------------------------------------------------------------------------------
- */
+/* ---- loading ------------------------------------------------------------------------ */
 
 typedef struct Loading {
     const Module *module;
@@ -550,8 +546,7 @@ bool weights_load(const Module *module, const Mapping *mapping, const char *path
     return good;
 }
 
-/* ---- saving --------------------------------------------------------------------------------
- */
+/* ---- saving ------------------------------------------------------------------------- */
 
 typedef struct Saving {
     const Module *module;

@@ -32,8 +32,7 @@ typedef struct Packing {
     Diagnostics *diagnostics;
 } Packing;
 
-/* ---- shards --------------------------------------------------------------------------------
- */
+/* ---- shards ------------------------------------------------------------------------- */
 
 static void write_header(ShardWriter *writer, bool again) {
     int32_t header[LLMC_HEADER_BYTES / 4] = {LLMC_MAGIC, LLMC_VERSION,
@@ -95,8 +94,7 @@ static bool write_tokens(ShardWriter *writer, const unsigned char *bytes, int64_
     return true;
 }
 
-/* ---- the split -----------------------------------------------------------------------------
- */
+/* ---- the split ---------------------------------------------------------------------- */
 
 /* One of every twenty in a row, which one by the hash of their number. */
 static bool is_validation_block(int64_t block) {
@@ -138,8 +136,7 @@ static bool end_blocks(Packing *packing) {
            end_shard(&packing->validation, packing->diagnostics);
 }
 
-/* ---- texts ---------------------------------------------------------------------------------
- */
+/* ---- texts -------------------------------------------------------------------------- */
 
 static void report_text(const Packing *packing, const char *path, const char *what) {
     help(error_in_file(packing->diagnostics, path, "the text cannot be read: %s", what),
@@ -220,8 +217,7 @@ static bool read_texts(Packing *packing, const char *const *paths, int count) {
     return false;
 }
 
-/* ---- the folder ----------------------------------------------------------------------------
- */
+/* ---- the folder --------------------------------------------------------------------- */
 
 static bool write_record(Packing *packing, int64_t shard_tokens) {
     json_t *record = json_pack(

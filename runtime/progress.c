@@ -31,8 +31,7 @@ void progress_free(Progress *progress) {
     free(progress);
 }
 
-/* ---- JSON ----------------------------------------------------------------------------------
- */
+/* ---- JSON --------------------------------------------------------------------------- */
 
 /* The shortest decimal that reads back as the same double. */
 static void put_number(Text *out, const char *name, double value) {
@@ -79,8 +78,7 @@ void progress_summary(Progress *progress, double final_loss, double validation_l
     text_free(&out);
 }
 
-/* ---- the line ------------------------------------------------------------------------------
- */
+/* ---- the line ----------------------------------------------------------------------- */
 
 /* 950, 12.3k, 4.56M */
 static void put_count(Text *out, double count) {

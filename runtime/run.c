@@ -11,8 +11,7 @@ char *run_weights_path(const char *folder, Arena *arena) {
     return arena_printf(arena, "%s/weights.safetensors", folder);
 }
 
-/* ---- writing -------------------------------------------------------------------------------
- */
+/* ---- writing ------------------------------------------------------------------------ */
 
 typedef struct RunWriting {
     const char *folder;
@@ -153,8 +152,7 @@ bool run_write(const Compilation *compilation, const Mapping *mapping,
     return good;
 }
 
-/* ---- reading -------------------------------------------------------------------------------
- */
+/* ---- reading ------------------------------------------------------------------------ */
 
 static RunRecord *damaged(const char *path, Diagnostics *diagnostics, const char *what) {
     help(error_in_file(diagnostics, path, "this is not the record of a run: %s", what),

@@ -25,8 +25,7 @@ struct TensorFile {
     StringMap by_name;
 };
 
-/* ---- data types ----------------------------------------------------------------------------
- */
+/* ---- data types --------------------------------------------------------------------- */
 
 static const struct {
     const char *name;
@@ -59,8 +58,7 @@ static double from_f16(const unsigned char *at) {
     return half >> 15 ? -magnitude : magnitude;
 }
 
-/* ---- reading -------------------------------------------------------------------------------
- */
+/* ---- reading ------------------------------------------------------------------------ */
 
 static bool refuse(const TensorFile *file, Diagnostics *diagnostics, const char *format, ...)
     PRINTF_LIKE(3, 4);
@@ -337,8 +335,7 @@ void tensor_file_read(const TensorFile *file, const Tensor *tensor, int64_t firs
     internal_error("tensor %s is not of a float dtype", tensor->name);
 }
 
-/* ---- writing -------------------------------------------------------------------------------
- */
+/* ---- writing ------------------------------------------------------------------------ */
 
 struct TensorWriter {
     NewFile *file;

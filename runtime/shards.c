@@ -49,8 +49,7 @@ SampleShape sample_shape(const Module *module) {
     return shape;
 }
 
-/* ---- files ---------------------------------------------------------------------------------
- */
+/* ---- files -------------------------------------------------------------------------- */
 
 static bool refuse(const char *path, Diagnostics *diagnostics, const char *remedy,
                    const char *format, ...) PRINTF_LIKE(4, 5);
@@ -131,8 +130,7 @@ static bool ends_with(const char *string, const char *end) {
     return length >= end_length && strcmp(string + length - end_length, end) == 0;
 }
 
-/* ---- layouts -------------------------------------------------------------------------------
- */
+/* ---- layouts ------------------------------------------------------------------------ */
 
 static bool llmc_layout(Shard *shard, Diagnostics *diagnostics) {
     bool wide = read_integer(shard->bytes, 4) == LLAMA3_MAGIC;
@@ -267,8 +265,7 @@ static bool add_shard(TokenData *data, const char *path, Diagnostics *diagnostic
     return true;
 }
 
-/* ---- folders -------------------------------------------------------------------------------
- */
+/* ---- folders ------------------------------------------------------------------------ */
 
 /* The type is scandir's. */
 static int is_shard_name(const struct dirent *entry) {
@@ -373,8 +370,7 @@ int64_t token_data_samples(const TokenData *data) {
     return data->samples;
 }
 
-/* ---- order ---------------------------------------------------------------------------------
- */
+/* ---- order -------------------------------------------------------------------------- */
 
 /* A bijection of 64-bit words (the finalizer of splitmix64). */
 static uint64_t mix(uint64_t x) {

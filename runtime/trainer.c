@@ -37,8 +37,7 @@ static double mean_loss(LossSum sum) {
     return sum.weight != 0 ? sum.loss / sum.weight : 0;
 }
 
-/* ---- opening -------------------------------------------------------------------------------
- */
+/* ---- opening ------------------------------------------------------------------------ */
 
 /* How many updates are asked for; 0 after reporting. */
 static int64_t steps_of(const Session *session) {
@@ -127,8 +126,7 @@ static void session_close(Session *session) {
     token_data_close(session->validation);
 }
 
-/* ---- running functions ---------------------------------------------------------------------
- */
+/* ---- running functions -------------------------------------------------------------- */
 
 typedef struct ScalarValues {
     int64_t step, sample0, update_of; /* update_of: of how many steps the rates are */
@@ -229,8 +227,7 @@ static int64_t validation_batches(const Session *session) {
     return batches ? batches : 1;
 }
 
-/* ---- rates ---------------------------------------------------------------------------------
- */
+/* ---- rates -------------------------------------------------------------------------- */
 
 double recipe_rate(const Recipe *recipe, int group, int64_t t, int64_t steps) {
     double rate = recipe->groups[group].rate;
@@ -251,8 +248,7 @@ double recipe_rate(const Recipe *recipe, int group, int64_t t, int64_t steps) {
     internal_error("schedule %d", (int)recipe->schedule);
 }
 
-/* ---- training ------------------------------------------------------------------------------
- */
+/* ---- training ----------------------------------------------------------------------- */
 
 typedef struct Training {
     Session session;
@@ -555,8 +551,7 @@ int train(Compilation *compilation, const ProgramSet *set, const TrainOptions *o
     return code;
 }
 
-/* ---- gradients -----------------------------------------------------------------------------
- */
+/* ---- gradients ---------------------------------------------------------------------- */
 
 typedef struct Gradients {
     Session session;
@@ -613,8 +608,7 @@ int run_grad(Compilation *compilation, const ProgramSet *set, const TrainOptions
     return good ? 0 : 1;
 }
 
-/* ---- evaluation ----------------------------------------------------------------------------
- */
+/* ---- evaluation --------------------------------------------------------------------- */
 
 int run_eval(Compilation *compilation, const ProgramSet *set, const TrainOptions *options,
              Diagnostics *diagnostics) {

@@ -13,8 +13,7 @@
 
 #include <cmocka.h>
 
-/* ---- a folder for each test ----------------------------------------------------------------
- */
+/* ---- a folder for each test --------------------------------------------------------- */
 
 static char folder[64];
 static char path_buffer[8][256];
@@ -82,8 +81,7 @@ static void assert_silent(Diagnostics *diagnostics) {
         fail_msg("%s", message_of(diagnostics));
 }
 
-/* ---- files that appear whole ---------------------------------------------------------------
- */
+/* ---- files that appear whole -------------------------------------------------------- */
 
 static void a_new_file_appears_when_published(void **state) {
     (void)state;
@@ -159,8 +157,7 @@ static void a_full_disk_leaves_nothing(void **state) {
     diagnostics_free(diagnostics);
 }
 
-/* ---- safetensors ---------------------------------------------------------------------------
- */
+/* ---- safetensors -------------------------------------------------------------------- */
 
 /* Length, header, data as a file. */
 static const char *write_safetensors(const char *name, const char *header, const void *data,
@@ -400,8 +397,7 @@ static void large_garbage_is_refused_in_little_memory(void **state) {
     diagnostics_free(diagnostics);
 }
 
-/* ---- token data ----------------------------------------------------------------------------
- */
+/* ---- token data --------------------------------------------------------------------- */
 
 static const SampleShape shape4 = {.positions = 4, .span = 5, .below = 1000};
 
@@ -676,8 +672,7 @@ static void inputs_give_the_sample_shape(void **state) {
     module_free(module);
 }
 
-/* ---- packing -------------------------------------------------------------------------------
- */
+/* ---- packing ------------------------------------------------------------------------ */
 
 /* Words that all differ, so that every block is known wherever it went. */
 static unsigned char *unique_text(size_t bytes) {

@@ -39,8 +39,7 @@ static void assert_says(Diagnostics *diagnostics, const char *what) {
         fail_msg("wanted `%s` and a remedy, but it says: %s", what, message);
 }
 
-/* ---- what is loaded and what is saved ------------------------------------------------------
- */
+/* ---- what is loaded and what is saved ----------------------------------------------- */
 
 /* The values of every weight, by state id, in declared order. */
 typedef struct Weights {
@@ -105,8 +104,7 @@ static void assert_same_tensors(const char *got_path, const char *expected_path)
     diagnostics_free(diagnostics);
 }
 
-/* ---- the shipped mappings ------------------------------------------------------------------
- */
+/* ---- the shipped mappings ----------------------------------------------------------- */
 
 typedef struct Case {
     const char *name, *model, *plan;
@@ -274,8 +272,7 @@ static void the_shipped_mappings_are_complete(void **state) {
     }
 }
 
-/* ---- refusals ------------------------------------------------------------------------------
- */
+/* ---- refusals ----------------------------------------------------------------------- */
 
 static void weights_that_do_not_fit_are_sentences(void **state) {
     (void)state;
@@ -344,8 +341,7 @@ static void damaged_mappings_are_placed(void **state) {
     }
 }
 
-/* ---- joined tensors ------------------------------------------------------------------------
- */
+/* ---- joined tensors ----------------------------------------------------------------- */
 
 /* p[0..1].{q,k}: [D -> H,K] and [D -> J,K]; p[0..1].{b,c}: [H,K] and [J,K] without inputs. */
 static Module *joined_module(void) {

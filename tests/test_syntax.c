@@ -20,8 +20,7 @@
 #define GOLDEN_FOLDER "tests/golden/syntax/"
 #define LAYOUT_FOLDER "tests/golden/layout/"
 
-/* ---- trees as text --------------------------------------------------------------------------
- */
+/* ---- trees as text ------------------------------------------------------------------ */
 
 static const char *const operators[] = {
     [OPERATOR_NEGATE] = "neg",    [OPERATOR_NOT] = "not",      [OPERATOR_ADD] = "+",
@@ -280,8 +279,7 @@ static void print_items(Text *out, const Item *item) {
     }
 }
 
-/* ---- helpers --------------------------------------------------------------------------------
- */
+/* ---- helpers ------------------------------------------------------------------------ */
 
 typedef struct Parsed {
     Arena *arena;
@@ -364,8 +362,7 @@ static void expect_error(const char *text, const char *part) {
     free(message);
 }
 
-/* ---- expressions ----------------------------------------------------------------------------
- */
+/* ---- expressions -------------------------------------------------------------------- */
 
 static void test_precedence(void **state) {
     (void)state;
@@ -466,8 +463,7 @@ static void test_words_are_names(void **state) {
     }
 }
 
-/* ---- statements and items -------------------------------------------------------------------
- */
+/* ---- statements and items ----------------------------------------------------------- */
 
 static void test_newline_rule(void **state) {
     (void)state;
@@ -576,8 +572,7 @@ static void test_spans(void **state) {
     parsed_free(parsed);
 }
 
-/* ---- limits ---------------------------------------------------------------------------------
- */
+/* ---- limits ------------------------------------------------------------------------- */
 
 static void repeat(Text *text, const char *part, int count) {
     for (int i = 0; i < count; i++)
@@ -661,8 +656,7 @@ static void test_nul(void **state) {
     free(message);
 }
 
-/* ---- golden files ---------------------------------------------------------------------------
- */
+/* ---- golden files ------------------------------------------------------------------- */
 
 static char *read_or_die(const char *path) {
     size_t length;
@@ -723,8 +717,7 @@ static void test_golden_errors(void **state) {
     each_golden(GOLDEN_FOLDER, check_errors);
 }
 
-/* ---- layout ---------------------------------------------------------------------------------
- */
+/* ---- layout ------------------------------------------------------------------------- */
 
 /* The layout of a text that must parse, in malloc'ed memory. */
 static char *formatted(const char *name, const char *text) {
@@ -786,8 +779,7 @@ static void test_format_refuses(void **state) {
     diagnostics_free(diagnostics);
 }
 
-/* ---- loading --------------------------------------------------------------------------------
- */
+/* ---- loading ------------------------------------------------------------------------ */
 
 static char folder[] = "/tmp/colac-syntax-XXXXXX";
 
@@ -897,8 +889,7 @@ static void test_long_chain(void **state) {
     expect_loaded("chain0.cola", "", (const char *const[]){"100 levels deep", NULL});
 }
 
-/* ---- mutated texts --------------------------------------------------------------------------
- */
+/* ---- mutated texts ------------------------------------------------------------------ */
 
 static uint64_t random_state = 0x9e3779b97f4a7c15u;
 static size_t random_below(size_t limit) {
