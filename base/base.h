@@ -133,6 +133,8 @@ Diagnostic *error_in_file(Diagnostics *diagnostics, const char *name, const char
     PRINTF_LIKE(3, 4);
 Diagnostic *warning_at(Diagnostics *diagnostics, Span span, const char *format, ...)
     PRINTF_LIKE(3, 4);
+Diagnostic *warning_in_file(Diagnostics *diagnostics, const char *name, const char *format, ...)
+    PRINTF_LIKE(3, 4);
 void note_at(Diagnostic *diagnostic, Span span, const char *format, ...) PRINTF_LIKE(3, 4);
 void help(Diagnostic *diagnostic, const char *format, ...) PRINTF_LIKE(2, 3);
 /* Prints all, sorted by source and place, with carets (tabs kept, UTF-8 counted by code point,

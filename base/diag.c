@@ -137,6 +137,16 @@ Diagnostic *error_in_file(Diagnostics *diagnostics, const char *name, const char
     return record(diagnostics, (Diagnostic){.name = name, .message = message});
 }
 
+Diagnostic *warning_in_file(Diagnostics *diagnostics, const char *name, const char *format,
+                            ...) {
+    va_list args;
+    va_start(args, format);
+    const char *message = format_message(diagnostics->arena, format, args);
+    va_end(args);
+    return record(diagnostics,
+                  (Diagnostic){.name = name, .is_warning = true, .message = message});
+}
+
 Diagnostic *warning_at(Diagnostics *diagnostics, Span span, const char *format, ...) {
     va_list args;
     va_start(args, format);

@@ -322,11 +322,10 @@ static bool build_folder(Build *build) {
              "free some space, or name another folder in COLAC_CACHE");
         return false;
     }
-    warning_at(build->diagnostics, (Span){0},
-               "compiled kernels are not kept: the cache folder %s cannot be written%s%s; name "
-               "another in COLAC_CACHE",
-               build->cache[0] ? build->cache : "~/.cache/colac", errno ? ": " : "",
-               errno ? strerror(errno) : "");
+    help(warning_in_file(build->diagnostics, build->cache[0] ? build->cache : "~/.cache/colac",
+                         "compiled kernels are not kept: this folder cannot be written%s%s",
+                         errno ? ": " : "", errno ? strerror(errno) : ""),
+         "name another in `COLAC_CACHE`");
     build->temporary = true;
     snprintf(build->folder, PATH_MAX, "%s/colac-XXXXXX",
              temporary && *temporary && strlen(temporary) < PATH_MAX - 64 ? temporary : "/tmp");

@@ -4,6 +4,7 @@
 
 #include <inttypes.h>
 #include <omp.h>
+#include <sys/resource.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -49,6 +50,21 @@ static int64_t container_available(void) {
     return INT64_MAX;
 }
 
+/* What the process may still map; INT64_MAX without a limit. */
+static int64_t address_space_available(void) {
+    struct rlimit limit;
+    FILE *file = fopen("/proc/self/statm", "r");
+    int64_t pages = 0;
+    if (file && fscanf(file, "%" SCNd64, &pages) != 1)
+        pages = 0;
+    if (file)
+        fclose(file);
+    if (getrlimit(RLIMIT_AS, &limit) || limit.rlim_cur == RLIM_INFINITY)
+        return INT64_MAX;
+    int64_t used = pages * sysconf(_SC_PAGESIZE), most = (int64_t)limit.rlim_cur;
+    return most > used ? most - used : 0;
+}
+
 int64_t machine_available_bytes(void) {
     FILE *file = fopen("/proc/meminfo", "r");
     char line[128];
@@ -58,8 +74,10 @@ int64_t machine_available_bytes(void) {
             available = kibibytes * 1024;
     if (file)
         fclose(file);
-    int64_t container = container_available();
-    return container < available ? container : available;
+    int64_t limits[] = {container_available(), address_space_available()};
+    for (int i = 0; i < COUNT_OF(limits); i++)
+        available = limits[i] < available ? limits[i] : available;
+    return available;
 }
 
 /* ---- speed ------------------------------------------------------------------------- */

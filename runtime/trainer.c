@@ -539,10 +539,13 @@ int train(Compilation *compilation, const ProgramSet *set, const TrainOptions *o
           Diagnostics *diagnostics) {
     Training training = {0};
     int code = 1;
+    bool is_new = access(options->out, F_OK) != 0;
     if (session_open(&training.session, compilation, set, options, false, diagnostics) &&
         (training.steps = steps_of(&training.session)) > 0 &&
         is_writable_folder(options->out, diagnostics))
         code = run_training(&training);
+    if (code == 1 && is_new)
+        rmdir(options->out); /* succeeds where it is empty */
     array_free(&training.probed);
     array_free(&training.observed);
     array_free(&training.observed_names);
