@@ -104,7 +104,7 @@ static void report(const Options *options, const Compiled *compiled, double comp
 
 int run_build_command(Options *options) {
     if (!options->output) {
-        fprintf(stderr, "colac build: -o DIR says where to write\n");
+        fprintf(stderr, "colac build: `-o DIR` says where to write\n");
         return 2;
     }
     Compiled compiled;

@@ -120,7 +120,7 @@ static bool model_is_given(const Options *options) {
                                                  : NULL;
     if (options->model || !option)
         return true;
-    fprintf(stderr, "colac opt: %s is about a model: name it with --model FILE\n", option);
+    fprintf(stderr, "colac opt: `%s` is about a model: name it with `--model FILE`\n", option);
     return false;
 }
 

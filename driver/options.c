@@ -35,11 +35,11 @@ static bool parse_count(const char *text, int64_t *value) {
 static bool parse_define(Options *options, const char *value) {
     const char *equals = strchr(value, '=');
     if (!equals || equals == value || !equals[1]) {
-        fprintf(stderr, "colac: -D takes NAME=VALUE, not `%s`\n", value);
+        fprintf(stderr, "colac: `-D` takes `NAME=VALUE`, not `%s`\n", value);
         return false;
     }
     if (options->request.define_count == MAX_DEFINES) {
-        fprintf(stderr, "colac: more than %d times -D\n", MAX_DEFINES);
+        fprintf(stderr, "colac: more than %d times `-D`\n", MAX_DEFINES);
         return false;
     }
     Define *define = &options->defines[options->request.define_count++];
@@ -56,11 +56,11 @@ static bool parse_device(Options *options, const char *value) {
     else if (!strcmp(value, "interpreter"))
         options->device = DEVICE_INTERPRETER;
     else if (!strncmp(value, "cuda", 4)) {
-        fprintf(stderr, "colac: this version has no CUDA device; --device takes cpu or "
-                        "interpreter\n");
+        fprintf(stderr, "colac: this version has no CUDA device; `--device` takes `cpu` or "
+                        "`interpreter`\n");
         return false;
     } else {
-        fprintf(stderr, "colac: --device takes cpu or interpreter, not `%s`\n", value);
+        fprintf(stderr, "colac: `--device` takes `cpu` or `interpreter`, not `%s`\n", value);
         return false;
     }
     return true;
@@ -72,8 +72,8 @@ static bool parse_precision(Options *options, const char *value) {
         return true;
     fprintf(stderr,
             !strcmp(value, "bf16")
-                ? "colac: this version computes in f32 alone; --precision bf16 is not there\n"
-                : "colac: --precision takes f32 or bf16, not `%s`\n",
+                ? "colac: this version computes in f32 alone; `--precision bf16` is not there\n"
+                : "colac: `--precision` takes `f32` or `bf16`, not `%s`\n",
             value);
     return false;
 }
@@ -82,7 +82,7 @@ static bool parse_names(Options *options, const char *value) {
     options->their_names = !strcmp(value, "hf");
     if (options->their_names || !strcmp(value, "own"))
         return true;
-    fprintf(stderr, "colac: --names takes own or hf, not `%s`\n", value);
+    fprintf(stderr, "colac: `--names` takes `own` or `hf`, not `%s`\n", value);
     return false;
 }
 
@@ -90,14 +90,14 @@ static bool parse_order(Options *options, const char *value) {
     options->order = !strcmp(value, "sequential") ? ORDER_SEQUENTIAL : ORDER_SHUFFLED;
     if (!strcmp(value, "sequential") || !strcmp(value, "shuffled"))
         return true;
-    fprintf(stderr, "colac: --order takes sequential or shuffled, not `%s`\n", value);
+    fprintf(stderr, "colac: `--order` takes `sequential` or `shuffled`, not `%s`\n", value);
     return false;
 }
 
 static bool parse_threads(Options *options, const char *value) {
     int64_t count;
     if (!parse_count(value, &count) || count < 1 || count > 4096) {
-        fprintf(stderr, "colac: --threads takes a number from 1 to 4096, not `%s`\n", value);
+        fprintf(stderr, "colac: `--threads` takes a number from 1 to 4096, not `%s`\n", value);
         return false;
     }
     options->threads = (int)count;
@@ -107,7 +107,7 @@ static bool parse_threads(Options *options, const char *value) {
 static bool parse_seed(Options *options, const char *value) {
     int64_t seed;
     if (!parse_count(value, &seed)) {
-        fprintf(stderr, "colac: --seed takes a number from 0 to 2^63-1, not `%s`\n", value);
+        fprintf(stderr, "colac: `--seed` takes a number from 0 to 2^63-1, not `%s`\n", value);
         return false;
     }
     options->seed = (uint64_t)seed;
@@ -205,7 +205,7 @@ static bool store_option(Options *options, const Option *option, const char *val
     case TAKES_COUNT:
         if (parse_count(value, (int64_t *)(void *)field) && *(int64_t *)(void *)field > 0)
             return true;
-        fprintf(stderr, "colac: %s takes a number from 1 on, not `%s`\n", option->name, value);
+        fprintf(stderr, "colac: `%s` takes a number from 1 on, not `%s`\n", option->name, value);
         return false;
     case TAKES_CUSTOM:
         return option->parse(options, value);
@@ -224,13 +224,13 @@ static bool parse_option(Options *options, int argc, char **argv, int *at) {
     const char *attached = equals ? equals + 1 : text[length] ? text + length : NULL;
     if (option->kind == TAKES_NOTHING) {
         if (attached) {
-            fprintf(stderr, "colac: %s takes no value\n", option->name);
+            fprintf(stderr, "colac: `%s` takes no value\n", option->name);
             return false;
         }
         return store_option(options, option, NULL);
     }
     if (!attached && *at + 1 >= argc) {
-        fprintf(stderr, "colac: %s needs a value: %s %s\n", option->name, option->name,
+        fprintf(stderr, "colac: `%s` needs a value: `%s %s`\n", option->name, option->name,
                 option->argument);
         return false;
     }

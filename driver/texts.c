@@ -85,7 +85,7 @@ int run_data_command(Options *options) {
         return 2;
     }
     if (!options->output) {
-        fprintf(stderr, "colac data pack: -o DIR says where the shards go\n");
+        fprintf(stderr, "colac data pack: `-o DIR` says where the shards go\n");
         return 2;
     }
     Diagnostics *diagnostics = diagnostics_new();

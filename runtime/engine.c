@@ -233,7 +233,7 @@ static void report_bad_value(const Function *function, NodeId id, int bad,
         node->name ? "." : "", node->name ? node->name : "", op_info[node->op].name,
         type_text(function->module, node->type, arena));
     if (node->op == OP_STATE)
-        help(d, "a weight was not finite before: look at --weights, or lower the rate");
+        help(d, "a weight was not finite before: look at `--weights`, or lower the rate");
     arena_free(arena);
 }
 

@@ -534,7 +534,7 @@ static bool check_step(const Executor *executor, const Program *program, const B
                 first_bad(executor, bound->buffers[j], step->operands[j].bytes / 4, false) >= 0)
                 help(
                     d,
-                    "a weight that it reads was not finite before: look at --weights, or lower "
+                    "a weight that it reads was not finite before: look at `--weights`, or lower "
                     "the rate");
         return false;
     }

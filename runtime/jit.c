@@ -121,8 +121,8 @@ static bool compiler_find(Compiler *compiler, Diagnostics *diagnostics) {
         found = compiler_from(compiler, chosen);
         if (!found)
             help(error_in_file(diagnostics, chosen,
-                               "there is no such program, and CC names it as the C compiler"),
-                 "unset CC, or install the compiler: apt-get install gcc");
+                               "there is no such program, and `CC` names it as the C compiler"),
+                 "unset `CC`, or install the compiler: `apt-get install gcc`");
     } else {
         for (int i = 0; i < COUNT_OF(usual) && !found; i++)
             found = compiler_from(compiler, usual[i]);
@@ -131,7 +131,7 @@ static bool compiler_find(Compiler *compiler, Diagnostics *diagnostics) {
                      diagnostics, "cc",
                      "there is no C compiler on this machine; kernels are compiled when "
                      "a model is run"),
-                 "apt-get install gcc, or name a compiler in CC");
+                 "`apt-get install gcc`, or name a compiler in `CC`");
     }
     if (found)
         compiler_identify(compiler);
@@ -547,7 +547,7 @@ static Loaded *load(const Build *build, const char *const *names, int name_count
         if (!handle) {
             help(error_in_file(build->diagnostics, build->jobs[i].entry,
                                "cannot load compiled kernels: %s", dlerror()),
-                 "the folder must allow execution; name another in COLAC_CACHE");
+                 "the folder must allow execution; name another in `COLAC_CACHE`");
             jit_free(&loaded->result);
             return NULL;
         }

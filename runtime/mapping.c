@@ -485,7 +485,7 @@ static bool check_tensor(const Loading *loading, const Tensor *tensor, const Slo
         declared_text(loading->module, state, loading->arena),
         shape_text(slot->shape, slot->rank, loading->arena));
     note_declaration(d, state);
-    help(d, "choose the preset (or -D sizes) and the plan that the file was made with");
+    help(d, "choose the preset (or `-D` sizes) and the plan that the file was made with");
     return false;
 }
 

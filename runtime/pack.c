@@ -255,7 +255,7 @@ static bool report_folder(const Packing *packing, int error) {
                        taken ? "there is something there" : strerror(error)),
          "%s",
          taken ? "remove it, or give another name to -o"
-               : "-o names a folder in one that exists and that you may write to");
+               : "`-o` names a folder in one that exists and that you may write to");
     return false;
 }
 

@@ -67,7 +67,7 @@ static bool refuse(const char *path, Diagnostics *diagnostics, const char *remed
 
 static const unsigned char *map_file(const char *path, int64_t *size,
                                      Diagnostics *diagnostics) {
-    static const char remedy[] = "--data takes a shard, a folder of shards or a raw uint16 "
+    static const char remedy[] = "`--data` takes a shard, a folder of shards or a raw uint16 "
                                  "file; `colac data pack` makes "
                                  "shards of text";
     int descriptor = open(path, O_RDONLY | O_CLOEXEC);
@@ -342,7 +342,7 @@ TokenData *token_data_open(const char *path, DataSplit split, SampleShape shape,
                        : add_shard(data, path, diagnostics);
     if (good && data->samples == 0)
         good =
-            refuse(path, diagnostics, "use more data, or a model with fewer positions (-D S=…)",
+            refuse(path, diagnostics, "use more data, or a model with fewer positions (`-D S=…`)",
                    "it has %lld tokens and no place for one sample, which takes %lld in one "
                    "file",
                    (long long)data->tokens, (long long)shape.span);

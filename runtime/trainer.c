@@ -46,7 +46,7 @@ static int64_t steps_of(const Session *session) {
     if (steps <= 0)
         help(error_in_file(session->diagnostics, session->compilation->texts->main_path,
                            "nothing says how many updates to train for"),
-             "give --steps N, or a --recipe that has `steps`");
+             "give `--steps N`, or a `--recipe` that has `steps`");
     return steps > 0 ? steps : 0;
 }
 
@@ -295,7 +295,7 @@ static bool report_divergence(Training *training, const char *what, double value
                               ScalarValues values) {
     Session *session = &training->session;
     report_stop(training, values.step, what, value,
-                "a lower rate (-D lr=…), a longer warm-up or a clip helps most often");
+                "a lower rate (`-D lr=…`), a longer warm-up or a clip helps most often");
     zero_states(session, ROLE_METRIC);
     zero_states(session, ROLE_GRADIENT);
     session->engine->watch(session->engine);
@@ -512,7 +512,7 @@ static bool is_writable_folder(const char *path, Diagnostics *diagnostics) {
         return true;
     help(error_in_file(diagnostics, path, "the folder cannot be written to: %s",
                        strerror(errno)),
-         "name another folder: --out RUN");
+         "name another folder: `--out RUN`");
     return false;
 }
 

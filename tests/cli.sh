@@ -27,7 +27,7 @@ expect 2 'needs a value' "$COLAC" check $llama --plan
 expect 2 'NAME=VALUE' "$COLAC" check $llama -D D
 expect 2 'usage' "$COLAC" check
 expect 2 'takes a number' "$COLAC" train $llama --data x --out y --steps many
-expect 2 '\-\-data PATH is needed' "$COLAC" train $llama --out y
+expect 2 '`--data PATH` is needed' "$COLAC" train $llama --out y
 expect 2 'did you mean `fuse`' "$COLAC" ir $llama --stage fuze
 # the input is wrong
 expect 1 '^none.cola:1:1: error' "$COLAC" check none.cola
