@@ -319,7 +319,7 @@ static bool build_folder(Build *build) {
     if (errno == ENOSPC) {
         help(error_in_file(build->diagnostics, build->cache,
                            "no space left for compiled kernels"),
-             "free some space, or name another folder in COLAC_CACHE");
+             "free some space, or name another folder in `COLAC_CACHE`");
         return false;
     }
     help(warning_in_file(build->diagnostics, build->cache[0] ? build->cache : "~/.cache/colac",
@@ -419,7 +419,7 @@ static bool job_write_source(const Build *build, const Job *job) {
     if (!good)
         help(error_in_file(build->diagnostics, path, "cannot write a kernel's source: %s",
                            strerror(failure)),
-             "free some space, or name another folder in COLAC_CACHE");
+             "free some space, or name another folder in `COLAC_CACHE`");
     return good;
 }
 
@@ -509,7 +509,7 @@ static bool jobs_publish(Build *build) {
         if (!good) {
             help(error_in_file(build->diagnostics, job->entry,
                                "cannot write a compiled kernel: %s", strerror(errno)),
-                 "free some space, or name another folder in COLAC_CACHE");
+                 "free some space, or name another folder in `COLAC_CACHE`");
             return false;
         }
     }
