@@ -71,7 +71,7 @@ expect 1 "${at}there is no pass \`fuze\`" "$COLAC" opt "$work/before" --passes f
 expect 1 'did you mean `fuse`' "$COLAC" opt "$work/before" --passes fuze
 expect 1 "${at}pass \`update\`: needs the metrics\|$work/before:1:1: error: pass \`update\`" \
     "$COLAC" opt "$work/before" --passes update,update --model $llama
-expect 2 '\-\-plan is about a model: name it with --model FILE' "$COLAC" opt "$work/before" --plan cola
+expect 2 '`--plan` is about a model: name it with `--model FILE`' "$COLAC" opt "$work/before" --plan cola
 expect 1 'no plan is named `colla`' "$COLAC" opt "$work/before" --passes factorize --model $llama --plan colla
 expect 1 '^none.ir:1:1: error: cannot be read' "$COLAC" opt none.ir
 # the plan's weights are not in this module
