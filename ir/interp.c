@@ -733,6 +733,46 @@ static void perform_write(Interp *interp, const Write *write, const double *valu
     free(updated);
 }
 
+static double value_bytes(const Function *function, NodeId id) {
+    return (double)type_elements(function->module, function->nodes.data[id].type) *
+           sizeof(double);
+}
+
+/* The most that values of a run occupy at once. */
+static double live_bytes(const Function *function) {
+    NodeId *last = last_uses(function);
+    double live = 0, most = 0;
+    for (NodeId id = 0; id < function->nodes.count; id++) {
+        if (last[id] < 0)
+            continue;
+        live += value_bytes(function, id);
+        most = live > most ? live : most;
+        const Node *node = &function->nodes.data[id];
+        for (int i = 0; i < node->input_count; i++) {
+            bool again = false; /* x * x frees x once */
+            for (int j = 0; j < i; j++)
+                again |= node->inputs[j] == node->inputs[i];
+            if (last[node->inputs[i]] == id && !again)
+                live -= value_bytes(function, node->inputs[i]);
+        }
+    }
+    free(last);
+    return most;
+}
+
+double interp_bytes(const Module *module) {
+    double states = 0, values = 0;
+    for (int64_t i = 0; i < module->states.count; i++)
+        if (!module->states.data[i].flat)
+            states += (double)type_elements(module, state_type(&module->states.data[i])) *
+                      sizeof(double);
+    for (int64_t i = 0; i < module->functions.count; i++) {
+        double bytes = live_bytes(module->functions.data[i]);
+        values = bytes > values ? bytes : values;
+    }
+    return states + values;
+}
+
 void interp_run(Interp *interp, const Function *function, const double *scalars, bool keep) {
     free_values(interp);
     interp->function = function;

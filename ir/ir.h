@@ -381,6 +381,8 @@ typedef struct Interp Interp;
  * they are assembled from and written back to the slab's members in offset order).  input_data[i]:
  * as ints in the input's declared axis order. */
 Interp *interp_new(const Module *module);
+/* Bytes that states and, at most, the values of one run will occupy. */
+double interp_bytes(const Module *module);
 void interp_free(Interp *interp);
 double *interp_state(Interp *interp, StateId state); /* in type order; allocated, zero at first */
 void interp_set_input(Interp *interp, int input, const int32_t *data); /* not copied */

@@ -285,7 +285,7 @@ struct Engine {
 /* NULL after reporting: no compiler, too little memory. */
 Engine *engine_executor(const ProgramSet *set, int threads, const ExecutorOptions *options,
                         Diagnostics *diagnostics);
-Engine *engine_interpreter(const Module *module, bool check_nan);
+Engine *engine_interpreter(const Module *module, bool check_nan, Diagnostics *diagnostics);
 
 /* ---- trainer.c ----------------------------------------------------------------------------- */
 typedef struct TrainOptions {

@@ -76,7 +76,8 @@ static bool open_engine(Session *session, const ProgramSet *set) {
     const TrainOptions *options = session->options;
     session->engine =
         options->interpreter
-            ? engine_interpreter(session->module, options->executor.check_nan)
+            ? engine_interpreter(session->module, options->executor.check_nan,
+                                 session->diagnostics)
             : engine_executor(set, options->threads, &options->executor, session->diagnostics);
     if (!session->engine)
         return false;

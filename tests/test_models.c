@@ -166,7 +166,7 @@ static void gradients_are_slopes(void **unused) {
                                .diagnostics = diagnostics,
                                .for_training = true};
         assert_true(run_passes(&context, "update", NULL));
-        Engine *engine = engine_interpreter(compilation->module, false);
+        Engine *engine = engine_interpreter(compilation->module, false, diagnostics);
         engine->initialize(engine, 3);
         fill_inputs(engine);
         /* Small initial weights hide mistakes in what multiplies them: begin elsewhere. */

@@ -96,7 +96,7 @@ static Run run_new(const Case *of) {
     run.expect = json_load_file(case_file(&run, "expect.json"), 0, NULL);
     assert_non_null(run.expect);
     compile_case(&run);
-    run.engine = engine_interpreter(run.module, false);
+    run.engine = engine_interpreter(run.module, false, run.diagnostics);
     run.engine->initialize(run.engine, 0);
     run.mapping = mapping_load(of->model, run.arena, run.diagnostics);
     require(&run, run.mapping);
