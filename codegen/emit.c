@@ -138,6 +138,17 @@ static const char *group_label(const Emitter *e, int group) {
     return node_label(e, index->members[end - 1]);
 }
 
+/* Where the text says what the group computes last. */
+static Span group_span(const Emitter *e, int group) {
+    const GroupIndex *index = &e->index;
+    for (int32_t i = index->member_begin[group + 1] - 1; i >= index->member_begin[group]; i--) {
+        Span span = node_at(e->function, index->members[i])->span;
+        if (span.source)
+            return span;
+    }
+    return (Span){0};
+}
+
 /* A label without its indices, as an identifier: layer[3].attn.q -> layer_attn_q. */
 static const char *label_identifier(const Emitter *e, const char *label) {
     Text text = {0};

@@ -524,11 +524,13 @@ static bool check_step(const Executor *executor, const Program *program, const B
                                 operand->space == SPACE_ARENA);
         if (bad < 0)
             continue;
-        Diagnostic *d = error_in_file(
-            diagnostics, program->name,
-            "step %lld, %s, wrote a value that is no finite number (element %lld of %lld, %s)",
-            (long long)(step - program->steps), step->label ? step->label : "unnamed",
-            (long long)bad, (long long)(operand->bytes / 4), space_name(operand->space));
+        Diagnostic *d = error_at(
+            diagnostics, step->span,
+            "in `%s`, step %lld (`%s`) wrote a value that is no finite number: element %lld of "
+            "%lld, %s",
+            program->name, (long long)(step - program->steps),
+            step->label ? step->label : "unnamed", (long long)bad,
+            (long long)(operand->bytes / 4), space_name(operand->space));
         for (int j = 0; j < step->operand_count; j++)
             if (step->operands[j].space == SPACE_WEIGHT && j != i &&
                 first_bad(executor, bound->buffers[j], step->operands[j].bytes / 4, false) >= 0)
