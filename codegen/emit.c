@@ -385,6 +385,7 @@ static Step emit_copy(Emitter *e, const Write *write) {
     step.operands[1] = state_operand(e->function->module, write->state);
     INTERNAL_CHECK(step.operands[0].bytes == step.operands[1].bytes);
     step.label = state_label(e, write->state);
+    step.span = node_at(e->function, source)->span;
     step.bytes = 2 * (double)step.operands[0].bytes;
     return step;
 }
@@ -402,6 +403,7 @@ static Program emit_program(Emitter *e, const Function *function) {
         Step step = product                   ? emit_product(e, group)
                     : is_zero_group(e, group) ? emit_zero(e, group)
                                               : emit_launch(e, group);
+        step.span = group_span(e, group);
         array_push(&e->steps, step);
     }
     for (int64_t i = 0; i < function->writes.count; i++)
