@@ -4,53 +4,70 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 enum { SOURCE_PARTS = 4 };
 
-static bool write_file(const char *folder, const char *name, const Text *text,
-                       Diagnostics *diagnostics) {
+/* Files that are complete and synced, but not under their names yet: they appear together. */
+typedef struct Staging {
+    const char *folder;
+    ARRAY(NewFile *) files;
+    Diagnostics *diagnostics;
+} Staging;
+
+static bool write_file(Staging *staging, const char *name, const Text *text) {
     Text path = {0};
-    text_printf(&path, "%s/%s", folder, name);
-    NewFile *file = new_file_open(text_string(&path), diagnostics);
-    if (file) {
-        new_file_write(file, text_string(text), text->length);
-        file = new_file_publish(file, diagnostics) ? file : NULL;
-    }
+    text_printf(&path, "%s/%s", staging->folder, name);
+    NewFile *file = new_file_open(text_string(&path), staging->diagnostics);
     text_free(&path);
-    return file != NULL;
+    if (!file)
+        return false;
+    new_file_write(file, text_string(text), text->length);
+    array_push(&staging->files, file);
+    return new_file_sync(file, staging->diagnostics);
 }
 
-static bool write_programs(const ProgramSet *set, const char *folder,
-                           Diagnostics *diagnostics) {
+/* All of them, or, where one of them failed, none, and no empty folder. */
+static void publish(Staging *staging, bool fine) {
+    for (int64_t i = 0; i < staging->files.count; i++)
+        if (fine)
+            fine = new_file_publish(staging->files.data[i], staging->diagnostics);
+        else
+            new_file_abandon(staging->files.data[i]);
+    array_free(&staging->files);
+    if (!fine)
+        rmdir(staging->folder); /* succeeds where it is empty */
+}
+
+static bool write_programs(const ProgramSet *set, Staging *staging) {
     bool fine = true;
     for (int i = 0; i < set->program_count && fine; i++) {
         Text text = {0}, name = {0};
         program_print(set, &set->programs[i], &text);
         text_printf(&name, "%s.txt", set->programs[i].name);
-        fine = write_file(folder, text_string(&name), &text, diagnostics);
+        fine = write_file(staging, text_string(&name), &text);
         text_free(&text);
         text_free(&name);
     }
     Text module = {0};
     ir_print(set->module, STAGE_MEMORY, &module);
-    fine = fine && write_file(folder, "module.ir", &module, diagnostics);
+    fine = fine && write_file(staging, "module.ir", &module);
     text_free(&module);
     return fine;
 }
 
 /* The kernels' sources, and the shared objects that they compile to. */
-static bool write_kernels(const ProgramSet *set, const char *folder, double *compile_seconds,
-                          Diagnostics *diagnostics) {
+static bool write_kernels(const ProgramSet *set, Staging *staging, double *compile_seconds) {
     Text sources[SOURCE_PARTS] = {{0}};
     emit_c(set, SOURCE_PARTS, sources);
     bool fine = true;
     for (int i = 0; i < SOURCE_PARTS && fine; i++) {
         char name[32];
         snprintf(name, sizeof name, "kernels_%d.c", i);
-        fine = write_file(folder, name, &sources[i], diagnostics);
+        fine = write_file(staging, name, &sources[i]);
     }
     JitResult *result = fine ? jit_compile(sources, SOURCE_PARTS, set->kernel_names,
-                                           set->kernel_count, diagnostics)
+                                           set->kernel_count, staging->diagnostics)
                              : NULL;
     for (int i = 0; result && i < result->object_count && fine; i++) {
         size_t length;
@@ -60,10 +77,10 @@ static bool write_kernels(const ProgramSet *set, const char *folder, double *com
         if (bytes)
             text_append(&object, bytes, length);
         else
-            error_in_file(diagnostics, result->objects[i], "cannot be read: %s",
+            error_in_file(staging->diagnostics, result->objects[i], "cannot be read: %s",
                           strerror(errno));
         snprintf(name, sizeof name, "kernels_%d.so", i);
-        fine = bytes && write_file(folder, name, &object, diagnostics);
+        fine = bytes && write_file(staging, name, &object);
         free(bytes);
         text_free(&object);
     }
