@@ -11,6 +11,7 @@ enum { SOURCE_PARTS = 4 };
 /* Files that are complete and synced, but not under their names yet: they appear together. */
 typedef struct Staging {
     const char *folder;
+    bool is_new; /* the folder was made for them */
     ARRAY(NewFile *) files;
     Diagnostics *diagnostics;
 } Staging;
@@ -28,15 +29,16 @@ static bool write_file(Staging *staging, const char *name, const Text *text) {
 }
 
 /* All of them, or, where one of them failed, none, and no empty folder. */
-static void publish(Staging *staging, bool fine) {
+static bool publish(Staging *staging, bool fine) {
     for (int64_t i = 0; i < staging->files.count; i++)
         if (fine)
             fine = new_file_publish(staging->files.data[i], staging->diagnostics);
         else
             new_file_abandon(staging->files.data[i]);
     array_free(&staging->files);
-    if (!fine)
+    if (!fine && staging->is_new)
         rmdir(staging->folder); /* succeeds where it is empty */
+    return fine;
 }
 
 static bool write_programs(const ProgramSet *set, Staging *staging) {
@@ -119,6 +121,25 @@ static void report(const Options *options, const Compiled *compiled, double comp
     text_printf(out, "peak memory         %s B\n", with_commas(memory.peak, buffer));
 }
 
+/* Everything, or, after reporting, nothing. */
+static void write_build(const Options *options, const Compiled *compiled) {
+    Staging staging = {.folder = options->output,
+                       .is_new = access(options->output, F_OK) != 0,
+                       .diagnostics = compiled->diagnostics};
+    Text text = {0};
+    double compile_seconds = 0;
+    bool fine = make_folder(staging.folder, staging.diagnostics) &&
+                write_programs(compiled->programs, &staging) &&
+                write_kernels(compiled->programs, &staging, &compile_seconds);
+    if (fine) {
+        report(options, compiled, compile_seconds, &text);
+        fine = write_file(&staging, "report.txt", &text);
+    }
+    if (publish(&staging, fine))
+        fputs(text_string(&text), stdout);
+    text_free(&text);
+}
+
 int run_build_command(Options *options) {
     if (!options->output) {
         fprintf(stderr, "colac build: `-o DIR` says where to write\n");
@@ -127,18 +148,8 @@ int run_build_command(Options *options) {
     Compiled compiled;
     int code = 1;
     if (compile_programs(&compiled, options, true)) {
-        Text text = {0};
-        double compile_seconds = 0;
-        if (make_folder(options->output, compiled.diagnostics) &&
-            write_programs(compiled.programs, options->output, compiled.diagnostics) &&
-            write_kernels(compiled.programs, options->output, &compile_seconds,
-                          compiled.diagnostics)) {
-            report(options, &compiled, compile_seconds, &text);
-            if (write_file(options->output, "report.txt", &text, compiled.diagnostics))
-                fputs(text_string(&text), stdout);
-        }
+        write_build(options, &compiled);
         code = finish(compiled.diagnostics);
-        text_free(&text);
     }
     compiled_free(&compiled);
     return code;

@@ -5,18 +5,18 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Writes to options->output, or to standard output.  Exit code. */
-static int write_text(const Options *options, const Text *text) {
-    FILE *file = options->output ? fopen(options->output, "w") : stdout;
-    if (file) {
-        fwrite(text_string(text), 1, text->length, file);
-        bool failed = ferror(file) != 0;
-        if (!(options->output ? fclose(file) || failed : failed))
-            return 0;
+/* Writes to options->output, or to standard output.  False after reporting. */
+static bool write_text(const Options *options, const Text *text, Diagnostics *diagnostics) {
+    if (options->output) {
+        NewFile *file = new_file_open(options->output, diagnostics);
+        if (file)
+            new_file_write(file, text_string(text), text->length);
+        return file && new_file_publish(file, diagnostics);
     }
-    fprintf(stderr, "%s:1:1: error: cannot be written: %s\n",
-            options->output ? options->output : "standard output", strerror(errno));
-    return 1;
+    if (fwrite(text_string(text), 1, text->length, stdout) == text->length && !fflush(stdout))
+        return true;
+    error_in_file(diagnostics, "standard output", "cannot be written: %s", strerror(errno));
+    return false;
 }
 
 /* The stage that a pass leaves behind; false for an unknown name, after saying so. */
@@ -42,6 +42,26 @@ static bool stage_after(const char *name, Stage *stage) {
     return false;
 }
 
+/* The module, or a drawing of one function. */
+static void print_module(const Options *options, const Compiled *compiled, const char *last,
+                         Stage stage) {
+    const Module *module = compiled->compilation->module;
+    const char *name = options->function ? options->function : "micro";
+    const Function *function = module_find_function(module, name);
+    Text text = {0};
+    if (options->dot && !function) {
+        error_in_file(compiled->diagnostics, options->request.path,
+                      "the module has no function `%s` after `%s`", name, last);
+        return;
+    }
+    if (options->dot)
+        ir_print_dot(module, function, &text);
+    else
+        ir_print(module, stage, &text);
+    write_text(options, &text, compiled->diagnostics);
+    text_free(&text);
+}
+
 int run_ir_command(Options *options) {
     const char *last = options->stage ? options->stage : pass_list[pass_count - 1].name;
     Stage stage;
@@ -50,21 +70,8 @@ int run_ir_command(Options *options) {
     Compiled compiled;
     int code = 1;
     if (compile(&compiled, options, last, true)) {
-        const Module *module = compiled.compilation->module;
-        const char *name = options->function ? options->function : "micro";
-        const Function *function = module_find_function(module, name);
-        Text text = {0};
-        if (!options->dot) {
-            ir_print(module, stage, &text);
-            code = write_text(options, &text);
-        } else if (function) {
-            ir_print_dot(module, function, &text);
-            code = write_text(options, &text);
-        } else {
-            fprintf(stderr, "%s:1:1: error: the module has no function `%s` after %s\n",
-                    options->request.path, name, last);
-        }
-        text_free(&text);
+        print_module(options, &compiled, last, stage);
+        code = finish(compiled.diagnostics);
     }
     compiled_free(&compiled);
     return code;
@@ -105,9 +112,9 @@ static int transform(const Options *options, Module *module, Compilation *compil
         return 1;
     Text text = {0};
     ir_print(context.module, stage, &text);
-    int code = write_text(options, &text);
+    bool written = write_text(options, &text, diagnostics);
     text_free(&text);
-    return code;
+    return written ? 0 : 1;
 }
 
 /* What asks for a model's texts has no meaning without them. */
