@@ -275,7 +275,7 @@ typedef struct Step {
     int scalar_count;
     int32_t *scalars;    /* indices into Program.host_scalars */
     const char *label;   /* layer[3].attn.wq, for profiles */
-    Span span;           /* of what it computes last */
+    Span span;           /* of the value that the label names, or of what it computes last */
     double flops, bytes; /* as executed: for the share of peak */
 } Step;
 

@@ -138,10 +138,16 @@ static const char *group_label(const Emitter *e, int group) {
     return node_label(e, index->members[end - 1]);
 }
 
-/* Where the text says what the group computes last. */
+/* Where the text says it: the value that the label names, or what is computed last. */
 static Span group_span(const Emitter *e, int group) {
     const GroupIndex *index = &e->index;
-    for (int32_t i = index->member_begin[group + 1] - 1; i >= index->member_begin[group]; i--) {
+    int32_t begin = index->member_begin[group], end = index->member_begin[group + 1];
+    for (int32_t i = begin; i < end; i++) {
+        const Node *node = node_at(e->function, index->members[i]);
+        if (node->placement.stored && node->name && node->span.source)
+            return node->span;
+    }
+    for (int32_t i = end - 1; i >= begin; i--) {
         Span span = node_at(e->function, index->members[i])->span;
         if (span.source)
             return span;
