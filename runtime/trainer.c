@@ -284,7 +284,7 @@ static void report_stop(const Training *training, int64_t step, const char *what
                         const char *remedy) {
     const Session *session = &training->session;
     help(error_in_file(session->diagnostics, session->compilation->texts->main_path,
-                       "%s of update %lld is %s; training stopped, and what was in %s stays",
+                       "%s of update %lld is %s; training stopped, and nothing was written to %s",
                        what, (long long)step, isnan(value) ? "NaN" : "infinite",
                        session->options->out),
          "%s", remedy);
