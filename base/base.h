@@ -70,6 +70,8 @@ void text_printf(Text *text, const char *format, ...) PRINTF_LIKE(2, 3);
 void text_vprintf(Text *text, const char *format, va_list args);
 void text_free(Text *text);
 const char *text_string(const Text *text); /* "" for an empty one */
+/* 163.2 MiB */
+const char *bytes_text(int64_t bytes, char buffer[32]);
 
 /* A map from strings to integers (xxhash, open addressing).  Start from {0}; keys are copied. */
 typedef struct StringMap {

@@ -59,6 +59,16 @@ const char *text_string(const Text *text) {
     return text->data ? text->data : "";
 }
 
+const char *bytes_text(int64_t bytes, char buffer[32]) {
+    static const char *const units[] = {"B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"};
+    double value = (double)bytes;
+    int unit = 0;
+    for (; value >= 1024 && unit < COUNT_OF(units) - 1; unit++)
+        value /= 1024;
+    snprintf(buffer, 32, unit ? "%.1f %s" : "%.0f %s", value, units[unit]);
+    return buffer;
+}
+
 /* ---- maps from strings to integers ----------------------------------------------- */
 
 struct StringMapEntry {

@@ -116,7 +116,7 @@ static void report(const Options *options, const Compiled *compiled, double comp
     for (int i = 0; i < set->program_count; i++)
         text_printf(out, "program %-12s%8lld steps, arena %s\n", set->programs[i].name,
                     (long long)set->programs[i].step_count,
-                    with_unit(set->programs[i].arena_bytes, buffer));
+                    bytes_text(set->programs[i].arena_bytes, buffer));
     MemoryTable memory = planned_memory(compiled, options->threads);
     text_printf(out, "peak memory         %s B\n", with_commas(memory.peak, buffer));
 }

@@ -57,7 +57,7 @@ static void print_json(const Figures *figures) {
 static void print_bytes(const char *what, int64_t bytes) {
     char commas[32], unit[32];
     printf("    %-20s %20s B  %11s\n", what, with_commas(bytes, commas),
-           with_unit(bytes, unit));
+           bytes_text(bytes, unit));
 }
 
 static void print_table(const Options *options, const Compilation *compilation,

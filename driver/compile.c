@@ -21,7 +21,6 @@ bool compile(Compiled *compiled, const Options *options, const char *last, bool 
             .module = compiled->compilation->module,
             .compilation = compiled->compilation,
             .diagnostics = compiled->diagnostics,
-            .name = options->request.path,
             .no_fuse = options->no_fuse,
             .no_reuse = options->no_reuse,
             .for_training = for_training,
@@ -81,12 +80,3 @@ const char *with_commas(int64_t number, char buffer[32]) {
     return buffer;
 }
 
-const char *with_unit(int64_t bytes, char buffer[32]) {
-    static const char *const units[] = {"B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"};
-    double value = (double)bytes;
-    int unit = 0;
-    for (; value >= 1024 && unit < COUNT_OF(units) - 1; unit++)
-        value /= 1024;
-    snprintf(buffer, 32, unit ? "%.1f %s" : "%.0f %s", value, units[unit]);
-    return buffer;
-}

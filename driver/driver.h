@@ -89,7 +89,5 @@ int run_data_command(Options *options);
 
 /* 58,073,600 */
 const char *with_commas(int64_t number, char buffer[32]);
-/* 163.2 MiB */
-const char *with_unit(int64_t bytes, char buffer[32]);
 
 #endif

@@ -93,8 +93,7 @@ static Compilation *compile_for_module(const Options *options, const Request *re
     if (!compilation)
         module_free(module);
     else
-        compilation_adopt(compilation, module, options->files[0],
-                          names_pass(options->passes, "factorize"));
+        compilation_adopt(compilation, module, names_pass(options->passes, "factorize"));
     return compilation;
 }
 
@@ -104,7 +103,6 @@ static int transform(const Options *options, Module *module, Compilation *compil
     PassContext context = {.module = module,
                            .compilation = compilation,
                            .diagnostics = diagnostics,
-                           .name = options->files[0],
                            .no_fuse = options->no_fuse,
                            .no_reuse = options->no_reuse,
                            .for_training = true};

@@ -59,14 +59,14 @@ static void group_followers(Module *module) {
     }
 }
 
-bool compilation_adopt(Compilation *c, Module *module, const char *name, bool with_plan) {
+bool compilation_adopt(Compilation *c, Module *module, bool with_plan) {
     Expander *x = c->expander;
     int errors = error_count(x);
     module_free(c->module);
     c->module = x->module = module;
     x->function = module_find_function(module, "micro");
     if (!x->function) {
-        error_in_file(c->diagnostics, name, "the module has no function `micro`");
+        error_in_file(c->diagnostics, module->name, "the module has no function `micro`");
         return false;
     }
     forget_axes(x);

@@ -406,6 +406,7 @@ Compilation *compile_model(const Request *request, Diagnostics *diagnostics) {
     Compilation *c = checked_alloc(sizeof *c);
     c->diagnostics = diagnostics;
     c->module = module_new();
+    c->module->name = arena_strdup(c->module->arena, request->path);
     c->texts = load_texts(request, diagnostics);
     if (diagnostics_errors(diagnostics) == errors)
         compile(expander_new(c, request));

@@ -346,8 +346,8 @@ bool optimizer_is_elementwise(const Compilation *compilation, int recipe_group);
 
 /* For passes on IR text: from now on the compilation speaks of `module`, which it takes over, in the
  * place of its own.  Its recipe, and its plan when that is yet to be carried out, are held against
- * it anew.  `name`: of the text, for what has no better place.  False after reporting. */
-bool compilation_adopt(Compilation *compilation, Module *module, const char *name, bool with_plan);
+ * it anew.  False after reporting. */
+bool compilation_adopt(Compilation *compilation, Module *module, bool with_plan);
 
 /* Does the selector match this path?  Indices are compile-time values, settled before. */
 bool selector_matches(const Compilation *compilation, const Selector *selector, const char *path);

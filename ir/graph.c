@@ -12,6 +12,7 @@
 Module *module_new(void) {
     Module *module = checked_alloc(sizeof *module);
     module->arena = arena_new();
+    module->name = "module";
     module_scope(module, -1, "", "", (Span){0});
     return module;
 }

@@ -211,7 +211,8 @@ typedef struct Function {
 } Function;
 
 typedef struct Module {
-    Arena *arena; /* owns all of it */
+    Arena *arena;     /* owns all of it */
+    const char *name; /* of its text: what messages name that have no better place */
     ARRAY(Axis) axes;
     ARRAY(Scope) scopes;
     ARRAY(State) states;
@@ -221,7 +222,7 @@ typedef struct Module {
     StringMap state_by_key; /* "ROLE NUMBER PATH" */
 } Module;
 
-Module *module_new(void);
+Module *module_new(void); /* named `module` */
 void module_free(Module *module);
 /* The axis of that name and size.  Where the name is taken with another size, NAME.SIZE is used.
  * size must be in [1, MAX_ELEMENTS]. */

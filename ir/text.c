@@ -1000,6 +1000,7 @@ Module *ir_parse(const Source *source, Diagnostics *diagnostics, Stage *stage) {
     Parser parser = {.source = source, .diagnostics = diagnostics};
     parser.scratch = arena_new();
     parser.module = module_new();
+    parser.module->name = arena_strdup(parser.module->arena, source->name);
     parse_module(&parser, stage);
     arena_free(parser.scratch);
     if (!parser.failed)

@@ -29,7 +29,6 @@ typedef struct PassContext {
     Module *module;
     Compilation *compilation;  /* NULL for passes run on IR text that need none */
     Diagnostics *diagnostics;
-    const char *name;          /* of the text that the module is from: what refusals name */
     bool no_fuse, no_reuse;    /* --no-fuse: one group a node; --no-reuse: no memory is shared */
     bool for_training;         /* build gradients and update (else `eval` alone) */
 } PassContext;

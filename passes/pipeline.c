@@ -130,10 +130,6 @@ static void dump_changes(const PassContext *context, int position, uint64_t *las
         fprintf(stderr, "colac: warning: %s: %s\n", path, strerror(errno));
 }
 
-static const char *text_name(const PassContext *context) {
-    return context->name ? context->name : "module";
-}
-
 Diagnostic *refuse_module(const PassContext *context, const char *pass, const char *format,
                           ...) {
     Text text = {0};
@@ -141,7 +137,7 @@ Diagnostic *refuse_module(const PassContext *context, const char *pass, const ch
     va_start(args, format);
     text_vprintf(&text, format, args);
     va_end(args);
-    Diagnostic *error = error_in_file(context->diagnostics, text_name(context), "pass `%s`: %s",
+    Diagnostic *error = error_in_file(context->diagnostics, context->module->name, "pass `%s`: %s",
                                       pass, text_string(&text));
     text_free(&text);
     return error;
@@ -158,7 +154,7 @@ static int find_pass(const PassContext *context, const char *name) {
         names[i] = pass_list[i].name;
     }
     Diagnostic *error =
-        error_in_file(context->diagnostics, text_name(context), "there is no pass `%s`", name);
+        error_in_file(context->diagnostics, context->module->name, "there is no pass `%s`", name);
     const char *near = nearest_name(name, names, pass_count);
     if (near)
         help(error, "did you mean `%s`?", near);
@@ -213,7 +209,7 @@ static bool stage_fits(const PassContext *context, int position, Stage stage) {
 bool run_named_passes(PassContext *context, const char *names, Stage *stage) {
     const char *violation = ir_verify(context->module, *stage);
     if (violation) {
-        error_in_file(context->diagnostics, text_name(context), "the module is malformed: %s",
+        error_in_file(context->diagnostics, context->module->name, "the module is malformed: %s",
                       violation);
         return false;
     }

@@ -138,7 +138,8 @@ static bool prepare_products(CpuDevice *cpu, const ProgramSet *set, Diagnostics 
     cpu->scratch_bytes = largest * cpu->threads;
     cpu->scratch = cpu_allocate(&cpu->device, cpu->scratch_bytes);
     if (!cpu->scratch)
-        error_in_file(diagnostics, "memory", "no %.1f MiB for the product library's scratchpad",
+        error_in_file(diagnostics, set->module->name,
+                      "no %.1f MiB of memory for the product library's scratchpad",
                       (double)cpu->scratch_bytes / 1048576);
     return cpu->scratch;
 }

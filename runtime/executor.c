@@ -88,22 +88,22 @@ static MemoryNeed memory_need(const ProgramSet *set, const ExecutorOptions *opti
     return need;
 }
 
-static double mebibytes(int64_t bytes) {
-    return (double)bytes / 1048576;
-}
-
-static void report_memory(const MemoryNeed *need, int64_t available, Diagnostics *diagnostics) {
-    Diagnostic *d =
-        error_in_file(diagnostics, "memory", "this needs %.1f MiB, and %.1f MiB are available",
-                      mebibytes(need->total), mebibytes(available));
-    help(d,
-         "MiB of weights %.1f, gradients %.1f, optimizer %.1f, tables %.1f, inputs %.1f, "
-         "activations and workspace %.1f",
-         mebibytes(need->weights), mebibytes(need->gradients), mebibytes(need->optimizer),
-         mebibytes(need->others), mebibytes(need->inputs), mebibytes(need->arena));
-    help(d,
-         "fewer sequences at a time (the model's first dims, set by -D), or a plan that keeps "
-         "less");
+static void report_memory(const Module *module, const MemoryNeed *need, int64_t available,
+                          Diagnostics *diagnostics) {
+    char total[32], left[32], size[32];
+    Diagnostic *d = error_in_file(
+        diagnostics, module->name, "this needs %s of memory, and %s are available",
+        bytes_text(need->total, total), bytes_text(available, left));
+    const struct {
+        const char *name;
+        int64_t bytes;
+    } rows[] = {{"weights", need->weights},     {"gradients", need->gradients},
+                {"optimizer", need->optimizer}, {"tables", need->others},
+                {"inputs", need->inputs},       {"activations and workspace", need->arena}};
+    for (int i = 0; i < COUNT_OF(rows); i++)
+        note_at(d, (Span){0}, "%s: %s", rows[i].name, bytes_text(rows[i].bytes, size));
+    help(d, "fewer sequences at a time (the first dims of the model, by `-D`), or a plan that "
+            "keeps less");
 }
 
 /* ---- memory ------------------------------------------------------------------------ */
@@ -187,7 +187,7 @@ Executor *executor_new(Device *device, const ProgramSet *set, const ExecutorOpti
     MemoryNeed need = memory_need(set, options);
     int64_t available = machine_available_bytes();
     if (need.total > available) {
-        report_memory(&need, available, diagnostics);
+        report_memory(set->module, &need, available, diagnostics);
         return NULL;
     }
     if (!device->load(device, set, diagnostics))

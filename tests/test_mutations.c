@@ -354,12 +354,10 @@ static int64_t graph_size(const Module *module) {
 }
 
 /* All passes and the kernels.  False where one refuses. */
-static bool finish_compiling(Compilation *compilation, Diagnostics *diagnostics,
-                             const char *path) {
+static bool finish_compiling(Compilation *compilation, Diagnostics *diagnostics) {
     PassContext context = {.module = compilation->module,
                            .compilation = compilation,
                            .diagnostics = diagnostics,
-                           .name = path,
                            .for_training = true};
     if (graph_size(compilation->module) > MOST_NODES)
         return true;
@@ -405,7 +403,7 @@ static void compile_mutant(const char *path, const Seed *seed, Progress *progres
     request.recipe = progress->number % 5 ? request.recipe : NULL;
     Diagnostics *diagnostics = diagnostics_new();
     Compilation *compilation = compile_model(&request, diagnostics);
-    bool accepted = compilation && finish_compiling(compilation, diagnostics, path);
+    bool accepted = compilation && finish_compiling(compilation, diagnostics);
     judge_mutant(accepted, diagnostics, progress);
     compilation_free(compilation);
     diagnostics_free(diagnostics);
@@ -418,7 +416,6 @@ static bool transform_module(Module **module, Compilation *compilation, Stage st
     PassContext context = {.module = *module,
                            .compilation = compilation,
                            .diagnostics = diagnostics,
-                           .name = "module",
                            .no_fuse = number % 7 == 0,
                            .for_training = true};
     bool done = true;
@@ -449,7 +446,7 @@ static void transform_mutant(const char *path, const Seed *seed, Progress *progr
         Request request = small_request(seed->path, &layers);
         compilation = compile_model(&request, diagnostics);
         bool with_plan = progress->number / 7 % 7 == 0;
-        accepted = compilation_adopt(compilation, module, path, with_plan);
+        accepted = compilation_adopt(compilation, module, with_plan);
     }
     accepted = accepted &&
                transform_module(&module, compilation, stage, diagnostics, progress->number);
