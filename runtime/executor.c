@@ -198,7 +198,7 @@ Executor *executor_new(Device *device, const ProgramSet *set, const ExecutorOpti
     executor->options = *options;
     executor->programs = checked_alloc((size_t)set->program_count * sizeof *executor->programs);
     if (!allocate_all(executor)) {
-        report_memory(&need, machine_available_bytes(), diagnostics);
+        report_memory(set->module, &need, machine_available_bytes(), diagnostics);
         executor_free(executor);
         return NULL;
     }

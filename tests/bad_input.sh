@@ -226,7 +226,8 @@ refused '^cc:1:1: error: there is no C compiler' 'help: `apt-get install gcc`' -
 printf '#!/bin/sh\necho broken compiler >&2\nexit 1\n' >"$work/badcc"
 chmod +x "$work/badcc"
 refused ': error: ' 'broken compiler' -- env CC="$work/badcc" COLAC_CACHE="$work/cache" $train
-refused 'error: this needs .* and .* are available' 'help: .*activations' 'help: fewer sequences' -- \
+refused 'llama.cola:1:1: error: this needs 1.* TiB of memory, and .* are available' \
+    'note: activations and workspace: .* TiB' 'help: fewer sequences' -- \
     "$COLAC" train $llama $small -D B=30000000 --data "$work/data" --out "$work/out/run" --steps 1
 if (ulimit -v 1500000) 2>/dev/null && ! nm -D "$COLAC" 2>/dev/null | grep -q __asan; then
     (ulimit -v 1500000
