@@ -201,7 +201,9 @@ static bool store_option(Options *options, const Option *option, const char *val
         return true;
     case TAKES_TEXT:
         *(const char **)(void *)field = value;
-        return true;
+        if (!*value)
+            fprintf(stderr, "colac: the value of `%s` is empty\n", option->name);
+        return *value != 0;
     case TAKES_COUNT:
         if (parse_count(value, (int64_t *)(void *)field) && *(int64_t *)(void *)field > 0)
             return true;
@@ -237,6 +239,11 @@ static bool parse_option(Options *options, int argc, char **argv, int *at) {
     return store_option(options, option, attached ? attached : argv[++*at]);
 }
 
+static bool empty_name(const Command *command) {
+    fprintf(stderr, "colac %s: the name of a file is empty\n", command->name);
+    return false;
+}
+
 bool options_parse(Options *options, const Command *command, int argc, char **argv) {
     memset(options, 0, sizeof *options);
     options->command = command;
@@ -248,6 +255,8 @@ bool options_parse(Options *options, const Command *command, int argc, char **ar
     for (int at = 2; at < argc; at++) {
         if (!only_files && !strcmp(argv[at], "--"))
             only_files = true;
+        else if (!argv[at][0])
+            return empty_name(command);
         else if (only_files || argv[at][0] != '-' || !argv[at][1])
             options->files[options->file_count++] = argv[at];
         else if (!parse_option(options, argc, argv, &at))

@@ -201,6 +201,7 @@ static const Item *find_model(Expander *x) {
             Diagnostic *d = complain(x, NULL, item->name.span,
                                      "a second model: a text and all it uses have one");
             note_at(d, model->name.span, "the first is here");
+            help(d, "plans and recipes for several models stand in a text without a model");
             return NULL;
         }
         model = item;
@@ -318,7 +319,10 @@ static Texts *load_texts(const Request *request, Diagnostics *diagnostics) {
     const char *others[] = {request->plan, request->recipe};
     for (int i = 0; i < COUNT_OF(others) && texts; i++) {
         const char *colon = others[i] ? strrchr(others[i], ':') : NULL;
-        if (colon)
+        if (colon && (colon == others[i] || !colon[1]))
+            help(error_in_file(diagnostics, request->path, "`%s` is no FILE:NAME", others[i]),
+                 "write the name alone where it is in the model's own texts");
+        else if (colon)
             texts_add(texts,
                       arena_strndup(texts->arena, others[i], (size_t)(colon - others[i])),
                       diagnostics);
