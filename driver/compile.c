@@ -79,4 +79,3 @@ const char *with_commas(int64_t number, char buffer[32]) {
     buffer[at] = 0;
     return buffer;
 }
-

@@ -207,7 +207,8 @@ static bool store_option(Options *options, const Option *option, const char *val
     case TAKES_COUNT:
         if (parse_count(value, (int64_t *)(void *)field) && *(int64_t *)(void *)field > 0)
             return true;
-        fprintf(stderr, "colac: `%s` takes a number from 1 on, not `%s`\n", option->name, value);
+        fprintf(stderr, "colac: `%s` takes a number from 1 on, not `%s`\n", option->name,
+                value);
         return false;
     case TAKES_CUSTOM:
         return option->parse(options, value);

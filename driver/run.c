@@ -6,8 +6,8 @@
 
 static bool given(const Options *options, const char *value, const char *option) {
     if (!value)
-        fprintf(stderr, "colac %s: `%s` is needed: `colac %s %s`\n", options->command->name, option,
-                options->command->name, options->command->arguments);
+        fprintf(stderr, "colac %s: `%s` is needed: `colac %s %s`\n", options->command->name,
+                option, options->command->name, options->command->arguments);
     return value != NULL;
 }
 

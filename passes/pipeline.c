@@ -137,8 +137,8 @@ Diagnostic *refuse_module(const PassContext *context, const char *pass, const ch
     va_start(args, format);
     text_vprintf(&text, format, args);
     va_end(args);
-    Diagnostic *error = error_in_file(context->diagnostics, context->module->name, "pass `%s`: %s",
-                                      pass, text_string(&text));
+    Diagnostic *error = error_in_file(context->diagnostics, context->module->name,
+                                      "pass `%s`: %s", pass, text_string(&text));
     text_free(&text);
     return error;
 }
@@ -153,8 +153,8 @@ static int find_pass(const PassContext *context, const char *name) {
             return i;
         names[i] = pass_list[i].name;
     }
-    Diagnostic *error =
-        error_in_file(context->diagnostics, context->module->name, "there is no pass `%s`", name);
+    Diagnostic *error = error_in_file(context->diagnostics, context->module->name,
+                                      "there is no pass `%s`", name);
     const char *near = nearest_name(name, names, pass_count);
     if (near)
         help(error, "did you mean `%s`?", near);
@@ -209,8 +209,8 @@ static bool stage_fits(const PassContext *context, int position, Stage stage) {
 bool run_named_passes(PassContext *context, const char *names, Stage *stage) {
     const char *violation = ir_verify(context->module, *stage);
     if (violation) {
-        error_in_file(context->diagnostics, context->module->name, "the module is malformed: %s",
-                      violation);
+        error_in_file(context->diagnostics, context->module->name,
+                      "the module is malformed: %s", violation);
         return false;
     }
     Arena *arena = arena_new();

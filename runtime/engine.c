@@ -277,12 +277,13 @@ static void interpreter_engine_close(Engine *engine) {
 Engine *engine_interpreter(const Module *module, bool check_nan, Diagnostics *diagnostics) {
     double needed = interp_bytes(module), available = (double)machine_available_bytes();
     if (needed > available) {
-        help(error_in_file(diagnostics, module->name,
-                           "in double precision this needs %.1f MiB of memory, and %.1f MiB are "
-                           "available",
-                           needed / 1048576, available / 1048576),
-             "the interpreter is for small models: choose a smaller preset, fewer sequences "
-             "(the first dims of the model, by `-D`), or `--device cpu`");
+        help(
+            error_in_file(diagnostics, module->name,
+                          "in double precision this needs %.1f MiB of memory, and %.1f MiB are "
+                          "available",
+                          needed / 1048576, available / 1048576),
+            "the interpreter is for small models: choose a smaller preset, fewer sequences "
+            "(the first dims of the model, by `-D`), or `--device cpu`");
         return NULL;
     }
     InterpreterEngine *self = checked_alloc(sizeof *self);

@@ -91,9 +91,9 @@ static MemoryNeed memory_need(const ProgramSet *set, const ExecutorOptions *opti
 static void report_memory(const Module *module, const MemoryNeed *need, int64_t available,
                           Diagnostics *diagnostics) {
     char total[32], left[32], size[32];
-    Diagnostic *d = error_in_file(
-        diagnostics, module->name, "this needs %s of memory, and %s are available",
-        bytes_text(need->total, total), bytes_text(available, left));
+    Diagnostic *d = error_in_file(diagnostics, module->name,
+                                  "this needs %s of memory, and %s are available",
+                                  bytes_text(need->total, total), bytes_text(available, left));
     const struct {
         const char *name;
         int64_t bytes;
@@ -534,10 +534,8 @@ static bool check_step(const Executor *executor, const Program *program, const B
         for (int j = 0; j < step->operand_count; j++)
             if (step->operands[j].space == SPACE_WEIGHT && j != i &&
                 first_bad(executor, bound->buffers[j], step->operands[j].bytes / 4, false) >= 0)
-                help(
-                    d,
-                    "a weight that it reads was not finite before: look at `--weights`, or lower "
-                    "the rate");
+                help(d, "a weight that it reads was not finite before: look at `--weights`, or "
+                        "lower the rate");
         return false;
     }
     return true;

@@ -283,10 +283,10 @@ static struct sigaction catch_interrupts(void) {
 static void report_stop(const Training *training, int64_t step, const char *what, double value,
                         const char *remedy) {
     const Session *session = &training->session;
-    help(error_in_file(session->diagnostics, session->compilation->texts->main_path,
-                       "%s of update %lld is %s; training stopped, and nothing was written to %s",
-                       what, (long long)step, isnan(value) ? "NaN" : "infinite",
-                       session->options->out),
+    help(error_in_file(
+             session->diagnostics, session->compilation->texts->main_path,
+             "%s of update %lld is %s; training stopped, and nothing was written to %s", what,
+             (long long)step, isnan(value) ? "NaN" : "infinite", session->options->out),
          "%s", remedy);
 }
 

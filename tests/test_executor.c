@@ -495,7 +495,8 @@ static void expect_message(Diagnostics *diagnostics, const char *const *parts, i
 
 static void the_first_nan_is_named(void **state) {
     (void)state;
-    static const char *const parts[] = {"test.ir:", "micro", "mix", "no finite number", "a weight"};
+    static const char *const parts[] = {"test.ir:", "micro", "mix", "no finite number",
+                                        "a weight"};
     int32_t *inputs[2];
     Fixture f = compile(model_text, with_gradients,
                         (Variant){.threads = 2, .options = {.check_nan = true}});
