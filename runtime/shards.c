@@ -343,8 +343,8 @@ TokenData *token_data_open(const char *path, DataSplit split, SampleShape shape,
     if (good && data->samples == 0)
         good = refuse(path, diagnostics,
                       "use more data, or a model with fewer positions (`-D S=…`)",
-                      "it has %lld tokens and no place for one sample, which takes %lld in one "
-                      "file",
+                      "%s %lld tokens and no place for one sample, which takes %lld in one file",
+                      split == SPLIT_VALIDATION ? "held out for validation are" : "it has",
                       (long long)data->tokens, (long long)shape.span);
     if (good)
         return data;

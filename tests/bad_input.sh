@@ -176,6 +176,8 @@ refused 'shard.bin:1:1: error: token 400 (at byte 800) is 300' -- \
 head -c 20 /dev/zero >"$work/shard.bin"
 data 'shard.bin:1:1: error: it has 10 tokens and no place for one sample, which takes 17' 'help: use more data'
 rm "$work/shard.bin"
+refused "^$work/data:1:1: error: held out for validation are [0-9]* tokens and no place" 'help: use more data' -- \
+    "$COLAC" train $llama $small -D S=20000 --data "$work/data" --out "$work/out/run" --steps 2
 mkdir "$work/shard.bin"
 data 'shard.bin:1:1: error: there is no .bin file in this folder' 'help: `colac data pack'
 rmdir "$work/shard.bin"
@@ -241,6 +243,13 @@ refused "^$work/file:1:1: error: the folder cannot be created: Not a directory" 
     "$COLAC" train $llama $small --data "$work/data" --out "$work/file" --steps 1
 refused '^/proc/run:1:1: error: the folder cannot be created' -- \
     "$COLAC" train $llama $small --data "$work/data" --out /proc/run --steps 1
+if [ "$(id -u)" != 0 ]; then
+    mkdir -m 555 "$work/closed"
+    refused "^$work/closed/run:1:1: error: the folder cannot be created: Permission denied" 'help: name a folder' -- \
+        "$COLAC" train $llama $small --data "$work/data" --out "$work/closed/run" --steps 1
+    refused "^$work/closed:1:1: error: the folder cannot be written to: Permission denied" 'help: name another folder' -- \
+        "$COLAC" train $llama $small --data "$work/data" --out "$work/closed" --steps 1
+fi
 refused "^$work/file:1:1: error: the folder cannot be created" -- "$COLAC" build $llama $small -o "$work/file"
 
 # ---- a full disk -------------------------------------------------------------------------
