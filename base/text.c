@@ -6,6 +6,7 @@
 #include <xxhash.h>
 
 /* ---- growable strings ------------------------------------------------------------ */
+enum { USUAL_PIECE = 80 }; /* bytes that most formatted pieces stay below */
 
 /* Room for `more` bytes and the NUL after them. */
 static void text_reserve(Text *text, size_t more) {
@@ -35,10 +36,14 @@ void text_vprintf(Text *text, const char *format, va_list args) {
     INTERNAL_CHECK(format); /* else gcc with UBSan warns of a null format */
     va_list again;
     va_copy(again, args);
-    int length = vsnprintf(NULL, 0, format, args);
+    text_reserve(text, USUAL_PIECE); /* so that most pieces are formatted once */
+    size_t room = text->capacity - text->length;
+    int length = vsnprintf(text->data + text->length, room, format, args);
     INTERNAL_CHECK(length >= 0);
-    text_reserve(text, (size_t)length);
-    vsnprintf(text->data + text->length, (size_t)length + 1, format, again);
+    if ((size_t)length >= room) {
+        text_reserve(text, (size_t)length);
+        vsnprintf(text->data + text->length, (size_t)length + 1, format, again);
+    }
     va_end(again);
     text->length += (size_t)length;
 }

@@ -7,6 +7,8 @@
 #include <stdint.h>
 
 #define COLAC_FUNCTION static inline __attribute__((always_inline, unused))
+/* Called once a row; in line it would be a third of the time that a kernel takes to compile. */
+#define COLAC_CALL static __attribute__((noinline, unused))
 #define COLAC_ALIGNED  _Alignas(64)
 
 /* Elements in memory.  A result may take the place of an operand of another type. */
@@ -313,7 +315,7 @@ COLAC_FUNCTION float f32_random(uint64_t key, uint32_t step, uint64_t sample, ui
  * is the meaning of `x takes in y`; the array is used up.  The fixed-order reduction of n terms
  * in memory: lanes in turn, then the tree. */
 #define COLAC_REDUCTION(type, name, start, take_in)                                            \
-    COLAC_FUNCTION type type##_##name##_tree(type *lanes, int width) {                         \
+    COLAC_CALL type type##_##name##_tree(type *lanes, int width) {                             \
         for (int w = width / 2; w >= 1; w /= 2) {                                              \
             _Pragma("omp simd") for (int j = 0; j < w; j++) {                                  \
                 const type x = lanes[j], y = lanes[j + w];                                     \
