@@ -47,7 +47,9 @@ static void collect_paths(Expander *x) {
 static void forget_directives(Compilation *c) {
     for (int i = 0; i < c->factorize_count; i++)
         free(c->factorizes[i].weights);
-    c->factorize_count = c->later_count = 0;
+    c->factorize_count = c->recompute_count = 0;
+    c->memory = NULL;
+    c->memory_bytes = 0;
 }
 
 /* Gradients and moments belong to the optimizer of their weight. */

@@ -393,7 +393,7 @@ void compilation_free(Compilation *c) {
     for (int i = 0; i < c->factorize_count; i++)
         free(c->factorizes[i].weights);
     free(c->factorizes);
-    free(c->later);
+    free(c->recomputes);
     if (c->expander)
         expander_free(c->expander);
     module_free(c->module);
@@ -409,6 +409,7 @@ Compilation *compile_model(const Request *request, Diagnostics *diagnostics) {
     int errors = diagnostics_errors(diagnostics);
     Compilation *c = checked_alloc(sizeof *c);
     c->diagnostics = diagnostics;
+    c->precision = TYPE_F32;
     c->module = module_new();
     c->module->name = arena_strdup(c->module->arena, request->path);
     c->texts = load_texts(request, diagnostics);

@@ -40,11 +40,17 @@ bool spend_step(Expander *x, const Frame *f, Span span) {
 
 /* ---- names --------------------------------------------------------------------------- */
 
+void record_name(Expander *x, const Frame *f, NodeId value, const char *name) {
+    NamedValue named = {f->scope, arena_strdup(x->module->arena, name), value};
+    array_push(&x->function->names, named);
+}
+
 /* A value takes the name it is bound to, when it has none and belongs to this block. */
 static void name_node(Expander *x, const Frame *f, Value value, const char *name) {
     if (value.kind != VALUE_TENSOR || frame_is_fn(f))
         return;
     array_push(&x->value_names, path_join(x, f->instance->path, name));
+    record_name(x, f, value.node, name);
     Node *node = &x->function->nodes.data[value.node];
     if (!node->name && node->input_count > 0 && (node->scope == f->scope || node->scope == 0))
         node->name = name;

@@ -217,6 +217,8 @@ bool suggest_declared(Expander *x, Diagnostic *d, AxisId want, const Expr *e, Ty
 AxisList axes_only_in(Type a, Type b);
 
 /* ---- expand.c ------------------------------------------------------------------------ */
+/* In block instance f->scope, `name` stands for the value. */
+void record_name(Expander *x, const Frame *f, NodeId value, const char *name);
 typedef ARRAY(const Item *) Chain;
 typedef struct ItemEntry {
     const Item *item;

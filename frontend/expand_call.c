@@ -399,12 +399,18 @@ Value expand_block(Expander *x, Frame *callee, ScopeId parent, const char *path,
     callee->instance = &instance;
     callee->scope = instance.scope;
     callee->site = hash_bytes(path, strlen(path), 0);
+    for (const Parameter *p = callee->item->parameters; p && p->group == 0; p = p->next) {
+        const Binding *bound = frame_find(callee, p->name.text);
+        if (bound && bound->kind == BIND_VALUE && bound->value.kind == VALUE_TENSOR)
+            record_name(x, callee, bound->value.node, p->name.text);
+    }
     Value result = run_body(x, callee);
     if (result.kind == VALUE_TENSOR) {
         Node *node = &x->function->nodes.data[result.node];
         if (!node->name && node->scope == instance.scope)
             node->name = "out";
         array_push(&x->value_names, path_join(x, path, "out"));
+        record_name(x, callee, result.node, "out");
     }
     string_map_free(&instance.names);
     array_free(&instance.spans);

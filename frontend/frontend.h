@@ -279,6 +279,7 @@ typedef struct Request {
     const char *preset;        /* or NULL */
     const char *plan;          /* NAME or FILE:NAME, or NULL: nothing is rewritten */
     const char *recipe;        /* NAME or FILE:NAME, or NULL: AdamW at a constant rate, batch = B */
+    const char *precision;     /* f32, bf16; NULL: what the plan says, else f32.  Wins over the plan */
     const Define *defines;
     int define_count;
 } Request;
@@ -318,8 +319,12 @@ typedef struct Compilation {
     Recipe recipe;
     Factorize *factorizes;     /* in plan order; a later one wins where two match a weight */
     int factorize_count;
-    Directive **later;         /* recompute, memory, precision: directives in force */
-    int later_count;
+    const Directive **recomputes; /* in plan order; scopes and values by path, when the pass runs */
+    int recompute_count;
+    const Directive *memory;      /* the bound in force, or NULL */
+    int64_t memory_bytes;         /* its value; 0: none */
+    DataType precision;           /* of products: f32, or bf16 with f32 accumulation */
+    const Directive *precision_directive; /* NULL: the default, or the command line */
     int64_t sequences, positions; /* sizes of the first input's first two axes (B, S) */
     struct Expander *expander; /* compile-time environment, kept for the functions below */
 } Compilation;
@@ -351,5 +356,9 @@ bool compilation_adopt(Compilation *compilation, Module *module, bool with_plan)
 
 /* Does the selector match this path?  Indices are compile-time values, settled before. */
 bool selector_matches(const Compilation *compilation, const Selector *selector, const char *path);
+/* Does one of the directive's selectors match the path of a block instance? */
+bool recompute_matches(const Compilation *compilation, const Directive *recompute, const char *path);
+/* Does one of its `keep` patterns match a value's path, read within a matched instance? */
+bool recompute_keeps(const Compilation *compilation, const Directive *recompute, const char *path);
 
 #endif

@@ -278,16 +278,6 @@ static void check_factorize(Expander *x, const Directive *d, const Uses *uses) {
     }
 }
 
-/* `recompute` and its like are carried out by passes of a later version. */
-static void keep_for_later(Expander *x, const Directive *d, const char *what,
-                           const char *consequence) {
-    Compilation *c = x->compilation;
-    warning_at(x->diagnostics, d->span, "`%s` is checked but has no effect yet: %s", what,
-               consequence);
-    c->later = checked_realloc(c->later, (size_t)(c->later_count + 1) * sizeof *c->later);
-    c->later[c->later_count++] = (Directive *)(uintptr_t)d;
-}
-
 /* What stands behind those prefixes of a path that are matched scopes. */
 static void add_inside(const StringMap *matched, const char *path, Paths *inside) {
     char *prefix = checked_alloc(strlen(path) + 1);
@@ -337,19 +327,22 @@ static void check_recompute(Expander *x, const Directive *d) {
             check_selector(x, s, &x->plan_dims, scopes.data, scopes.count, "block instance");
     if (fine)
         check_keeps(x, d, &scopes, &values);
-    keep_for_later(x, d, "recompute", "every value is kept");
+    Compilation *own = x->compilation;
+    own->recomputes = checked_realloc(own->recomputes, (size_t)(own->recompute_count + 1) *
+                                                           sizeof *own->recomputes);
+    own->recomputes[own->recompute_count++] = d;
     array_free(&scopes);
     array_free(&values);
 }
 
 static void check_precision(Expander *x, const Directive *d) {
     static const char *const names[] = {"f32", "bf16"};
-    if (strcmp(d->name.text, "f32") == 0)
-        return;
-    if (strcmp(d->name.text, "bf16") == 0) {
-        keep_for_later(x, d, "precision", "everything is computed in f32");
-        return;
-    }
+    for (int i = 0; i < COUNT_OF(names); i++)
+        if (strcmp(d->name.text, names[i]) == 0) {
+            x->compilation->precision = i ? TYPE_BF16 : TYPE_F32;
+            x->compilation->precision_directive = d;
+            return;
+        }
     Diagnostic *diagnostic =
         complain(x, NULL, d->name.span, "`%s` is no precision", d->name.text);
     const char *nearest = nearest_name(d->name.text, names, COUNT_OF(names));
@@ -361,8 +354,10 @@ static void check_precision(Expander *x, const Directive *d) {
 
 static void check_memory(Expander *x, const Directive *d) {
     int64_t bytes;
-    if (evaluate_whole(x, d->value, &x->plan_dims, "the memory of a plan", 1, &bytes))
-        keep_for_later(x, d, "memory", "every value is kept, whatever that takes");
+    if (!evaluate_whole(x, d->value, &x->plan_dims, "the memory of a plan", 1, &bytes))
+        return;
+    x->compilation->memory = d;
+    x->compilation->memory_bytes = bytes;
 }
 
 void check_plan(Expander *x) {

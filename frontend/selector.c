@@ -170,6 +170,24 @@ bool selector_matches(const Compilation *compilation, const Selector *selector,
     return selector_matches_path(x, selector, &x->plan_dims, path);
 }
 
+static bool any_matches(const Compilation *compilation, const Selector *list,
+                        const char *path) {
+    for (; list; list = list->next)
+        if (selector_matches(compilation, list, path))
+            return true;
+    return false;
+}
+
+bool recompute_matches(const Compilation *compilation, const Directive *recompute,
+                       const char *path) {
+    return any_matches(compilation, recompute->selectors, path);
+}
+
+bool recompute_keeps(const Compilation *compilation, const Directive *recompute,
+                     const char *path) {
+    return any_matches(compilation, recompute->keep, path);
+}
+
 static bool matches_any(Matcher *m, const Selector *selector, const char *const *paths,
                         int64_t count) {
     for (int64_t i = 0; i < count; i++)

@@ -32,6 +32,7 @@ static void function_clear(Function *function) {
     array_free(&function->nodes);
     array_free(&function->writes);
     array_free(&function->groups);
+    array_free(&function->names);
     free(function->interned->slots);
     array_free(&function->interned->next_ordinal);
     free(function->interned);
@@ -852,6 +853,7 @@ NodeId build(Builder *b, Op op, DataType dtype, Attr attr, const NodeId *inputs,
                  .scope = b->scope,
                  .ordinal = -1,
                  .clone = b->clone,
+                 .original = -1,
                  .adjoint_of = -1,
                  .span = b->span,
                  .placement = no_placement};
@@ -1073,6 +1075,7 @@ NodeId rebuild_copy(Rebuild *r, NodeId id) {
     }
     node.inputs = inputs;
     node.adjoint_of = node.adjoint_of >= 0 ? r->map[node.adjoint_of] : -1;
+    node.original = node.original >= 0 ? r->map[node.original] : -1;
     Type type;
     const char *refusal = infer_type(r->fresh, node.op, node.type.dtype, &node.attr, inputs,
                                      node.input_count, &type);
@@ -1125,10 +1128,20 @@ static void compact(Function *function, const bool *live) {
             node.inputs[i] = moved[node.inputs[i]];
         if (node.adjoint_of >= 0)
             node.adjoint_of = moved[node.adjoint_of];
+        if (node.original >= 0)
+            node.original = moved[node.original];
         function->nodes.data[moved[id]] = node;
     }
     for (int64_t i = 0; i < function->writes.count; i++)
         function->writes.data[i].value = moved[function->writes.data[i].value];
+    int64_t named = 0;
+    for (int64_t i = 0; i < function->names.count; i++) {
+        NamedValue value = function->names.data[i];
+        value.node = moved[value.node];
+        if (value.node >= 0)
+            function->names.data[named++] = value;
+    }
+    function->names.count = named;
     function->nodes.count = next;
     free(moved);
     reset_interned(function);
@@ -1158,10 +1171,31 @@ static void join_writes(Rebuild *r) {
     r->fresh->writes.count = own + old;
 }
 
+/* The old function's names, then the pass's own. */
+static void join_names(Rebuild *r) {
+    int64_t own = r->fresh->names.count;
+    array_reserve(&r->fresh->names, own + r->old->names.count);
+    NamedValue *names = r->fresh->names.data;
+    int64_t count = 0;
+    for (int64_t i = 0; i < r->old->names.count; i++)
+        count += r->map[r->old->names.data[i].node] >= 0;
+    if (own)
+        memmove(names + count, names, (size_t)own * sizeof *names);
+    int64_t at = 0;
+    for (int64_t i = 0; i < r->old->names.count; i++) {
+        NamedValue value = r->old->names.data[i];
+        value.node = r->map[value.node];
+        if (value.node >= 0)
+            names[at++] = value;
+    }
+    r->fresh->names.count = own + count;
+}
+
 Function *rebuild_finish(Rebuild *r) {
     Function *fresh = r->fresh;
     Module *module = fresh->module;
     join_writes(r);
+    join_names(r);
     drop_dead(fresh);
     if (!fresh->groups.count) {
         for (int64_t i = 0; i < r->old->groups.count; i++)

@@ -117,6 +117,7 @@ typedef struct Node {
     ScopeId scope;
     int32_t ordinal;   /* the same in every instance of a block: counts the block's nodes */
     int32_t clone;     /* 0: the original; recompute makes others, which are not shared with it */
+    NodeId original;   /* of a clone: the value it computes again, bit for bit; else -1 */
     bool is_static;    /* depends on constants, scalars and index nodes alone; scope 0, clone 0 */
     bool on_host;      /* a map of constants and scalars alone, no axes; every f64 node is one */
     NodeId adjoint_of; /* this value is (part of) the adjoint of that node; -1 */
@@ -198,6 +199,15 @@ typedef struct Group {
     AxisId rows[MAX_AXES], inner[MAX_AXES]; /* loop order, slowest first */
 } Group;
 
+/* What a name of the text stands for: `name` in block instance `scope` is this value.  Inputs of a
+ * block, bindings, and `out`, what it returns; a value may have several, or, in loops that rebind a
+ * name, a name several values. */
+typedef struct NamedValue {
+    ScopeId scope;
+    const char *name;
+    NodeId node;
+} NamedValue;
+
 typedef struct Function {
     const char *name;        /* init micro update eval */
     int64_t scalar_count;
@@ -205,6 +215,7 @@ typedef struct Function {
     ARRAY(Node) nodes;
     ARRAY(Write) writes;     /* executed as if after all reads */
     ARRAY(Group) groups;     /* empty before fuse */
+    ARRAY(NamedValue) names; /* of live values */
     int64_t arena_bytes;     /* -1 before memory */
     struct InternTable *interned;
     struct Module *module;
@@ -316,11 +327,11 @@ typedef struct Rebuild {
 } Rebuild;
 Rebuild rebuild_begin(Module *module, const Function *old);
 /* Copies node `id` (its inputs must have been mapped) with scope, clone, name, span, ordinal,
- * placement and adjoint_of kept (the latter mapped; -1 where its node was not); sets map[id] and
- * returns it. */
+ * placement, adjoint_of and original kept (the latter two mapped; -1 where their node was not);
+ * sets map[id] and returns it. */
 NodeId rebuild_copy(Rebuild *r, NodeId id);
-/* Maps the old function's writes (whose values must be mapped; writes already in the new function
- * come after them), drops nodes that reach no write, keeps groups and arena size where the pass
+/* Maps the old function's names and writes (whose values must be mapped; writes already in the new
+ * function come after them), drops nodes that reach no write, keeps groups and arena size where the pass
  * made none, and puts the new function in the old one's place in the module.  Returns the new
  * function; the old one and `map` are gone. */
 Function *rebuild_finish(Rebuild *r);
@@ -360,6 +371,7 @@ const char *ir_verify(const Module *module, Stage stage);
  *    %0 = input 0 to(B,S) : i32[B,S]
  *    %7 = dot %3 %5 from(D) : f32[B,S,H,K] scope 2 name "q" order(B,S,H,K) group 3 stored
  *    …
+ *    value 2 "q" %7
  *    write gradient layer[0].attn.wq += %90
  *    group 3 product rows(B,S,H,K) inner(D)
  *  }

@@ -8,8 +8,10 @@
  *               ["of" STATE] ["group" N] ["low_rank"] ["flat"] ["offset" N]
  *             | "function" NAME "(" [NAME {"," NAME}] ")" ["arena" BYTES] "{" statement* "}"
  *   statement = "%"N "=" OP {"%"N} [NUMBER] ["from" AXES] ["to" AXES] ":" TYPE
- *               ["scope" N] ["ordinal" N] ["clone" N] ["adjoint" "%"N] ["name" STRING]
+ *               ["scope" N] ["ordinal" N] ["clone" N ["of" "%"N]] ["adjoint" "%"N]
+ *               ["name" STRING]
  *               ["order" AXES] ["group" N] ["stored"] ["offset" N]
+ *             | "value" SCOPE STRING "%"N
  *             | "write" ROLE PATH ["number" N] ("=" | "+=") "%"N ["direct"]
  *             | "group" N KIND "rows" AXES "inner" AXES
  *   AXES      = "(" [NAME {"," NAME}] ")"        TYPE = DTYPE ["[" NAME {"," NAME} "]"]
@@ -164,6 +166,8 @@ static void print_node(Text *out, const Function *function, NodeId id, int32_t n
         text_printf(out, " ordinal %d", node->ordinal);
     if (node->clone)
         text_printf(out, " clone %d", node->clone);
+    if (node->original >= 0)
+        text_printf(out, " of %%%d", node->original);
     if (node->adjoint_of >= 0)
         text_printf(out, " adjoint %%%d", node->adjoint_of);
     if (node->name) {
@@ -209,6 +213,12 @@ static void print_function(Text *out, const Function *function) {
             next[node->scope] = node->ordinal + 1;
     }
     free(next);
+    for (int64_t i = 0; i < function->names.count; i++) {
+        const NamedValue *value = &function->names.data[i];
+        text_printf(out, "  value %d ", value->scope);
+        print_string(out, value->name);
+        text_printf(out, " %%%d\n", value->node);
+    }
     for (int64_t i = 0; i < function->writes.count; i++)
         print_write(out, module, &function->writes.data[i]);
     for (int64_t i = 0; i < function->groups.count; i++) {
@@ -798,7 +808,7 @@ static void parse_attributes(Parser *p, Node *node) {
 
 /* What follows the type. */
 static void parse_annotations(Parser *p, Node *node) {
-    node->adjoint_of = -1;
+    node->adjoint_of = node->original = -1;
     node->ordinal = -1;
     if (accept_keyword(p, "scope"))
         node->scope =
@@ -807,6 +817,8 @@ static void parse_annotations(Parser *p, Node *node) {
         node->ordinal = (int32_t)parse_integer(p, "an ordinal", 0, INT32_MAX - 1);
     if (accept_keyword(p, "clone"))
         node->clone = (int32_t)parse_integer(p, "a clone", 0, INT32_MAX);
+    if (node->clone && accept_keyword(p, "of"))
+        node->original = parse_node_id(p);
     if (accept_keyword(p, "adjoint"))
         node->adjoint_of = parse_node_id(p);
     if (accept_keyword(p, "name"))
@@ -888,6 +900,17 @@ static void parse_write(Parser *p) {
         array_push(&p->function->writes, write);
 }
 
+/* "value" has been read. */
+static void parse_named_value(Parser *p) {
+    NamedValue value = {0};
+    value.scope =
+        (ScopeId)parse_integer(p, "a scope of the module", 0, p->module->scopes.count - 1);
+    value.name = arena_strdup(p->module->arena, parse_string(p));
+    value.node = parse_node_id(p);
+    if (!p->failed)
+        array_push(&p->function->names, value);
+}
+
 /* "group" has been read. */
 static void parse_group(Parser *p) {
     Group group = {0};
@@ -914,8 +937,10 @@ static void parse_statement(Parser *p) {
         parse_write(p);
     else if (accept_keyword(p, "group"))
         parse_group(p);
+    else if (accept_keyword(p, "value"))
+        parse_named_value(p);
     else
-        fail_at(p, span_here(p), "expected a node, `write`, `group` or `}`");
+        fail_at(p, span_here(p), "expected a node, `value`, `write`, `group` or `}`");
     expect_line_end(p);
 }
 

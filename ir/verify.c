@@ -194,6 +194,20 @@ static const char *verify_adjoint(const Function *function, NodeId id) {
     return NULL;
 }
 
+static const char *verify_clone(const Function *function, NodeId id) {
+    const Node *node = &function->nodes.data[id];
+    if (node->original == -1)
+        return NULL;
+    REQUIRE_OF_NODE(function, id, node->original >= 0 && node->original < id,
+                    "the node it computes again does not come before it");
+    const Node *original = &function->nodes.data[node->original];
+    REQUIRE_OF_NODE(function, id,
+                    node->clone && original->op == node->op &&
+                        type_equal(original->type, node->type),
+                    "it is no clone of the node it computes again");
+    return NULL;
+}
+
 static const char *verify_placement(const Function *function, NodeId id, Stage stage) {
     const Node *node = &function->nodes.data[id];
     const Placement *placement = &node->placement;
@@ -393,11 +407,19 @@ static const char *verify_function(const Function *function, Stage stage) {
         TRY(verify_type(function, id));
         TRY(verify_dependence(function, id));
         TRY(verify_adjoint(function, id));
+        TRY(verify_clone(function, id));
         TRY(verify_placement(function, id, stage));
         TRY(verify_memory(function, id, stage));
     }
     REQUIRE(function->module, (stage >= STAGE_MEMORY) == (function->arena_bytes >= 0),
             "function %s: the arena's size is known from the memory pass on", function->name);
+    for (int64_t i = 0; i < function->names.count; i++) {
+        const NamedValue *value = &function->names.data[i];
+        REQUIRE(function->module,
+                value->node >= 0 && value->node < function->nodes.count && value->scope >= 0 &&
+                    value->scope < function->module->scopes.count,
+                "function %s: the name `%s` stands for no value", function->name, value->name);
+    }
     TRY(verify_writes(function, stage));
     return verify_groups(function, stage);
 }

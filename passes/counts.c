@@ -16,25 +16,7 @@ StructureCounts structure_counts(const Module *module, const char *function_name
     return counts;
 }
 
-/* Nodes that the metrics need: the forward part. */
-static bool *mark_forward(const Function *function) {
-    bool *forward = checked_alloc((size_t)function->nodes.count * sizeof *forward);
-    for (int64_t i = 0; i < function->writes.count; i++) {
-        const Write *write = &function->writes.data[i];
-        if (function->module->states.data[write->state].role == ROLE_METRIC)
-            forward[write->value] = true;
-    }
-    for (int64_t id = function->nodes.count - 1; id >= 0; id--) {
-        const Node *node = &function->nodes.data[id];
-        for (int i = 0; i < node->input_count && forward[id]; i++)
-            forward[node->inputs[i]] = true;
-    }
-    return forward;
-}
-
-/* FLOPs of one node: a term of a sum or product is a unit of it, an element of anything else.
- */
-static double node_flops(const Function *function, const Node *node) {
+double node_flops(const Function *function, const Node *node) {
     const Module *module = function->module;
     double elements = (double)type_elements(module, node->type);
     if (op_info[node->op].axis_rule == AXES_DOT || op_info[node->op].axis_rule == AXES_REDUCE)
@@ -51,7 +33,7 @@ FlopTable flop_table(const Module *module, int64_t tokens) {
         function = module_find_function(module, "eval");
     if (!function || tokens < 1)
         return table;
-    bool *forward = mark_forward(function);
+    bool *forward = forward_part(function);
     for (int64_t id = 0; id < function->nodes.count; id++) {
         const Node *node = &function->nodes.data[id];
         double flops = node_flops(function, node) / (double)tokens;

@@ -478,7 +478,10 @@ static void assign_order(Layout *l, NodeId old_id, NodeId id) {
     const Node *node = node_at(fresh, id);
     bool firm;
     Order order = natural_order(l, old_id, id, &firm);
-    if (node_can_be_stored(node)) {
+    if (node->original >= 0) {
+        order = order_of(fresh, node->original);
+        firm = true;
+    } else if (node_can_be_stored(node)) {
         bool last = l->rebuild.map[old_id] == id;
         if (last && l->forced[old_id]) {
             order = *l->forced[old_id];

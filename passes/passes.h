@@ -7,6 +7,10 @@
  *   tables.c     static transcendental values become states; the function `init` fills them
  *   update.c     slab order; the function `update`: norm, clip, optimizers, zeroed gradients;
  *                the function `eval`: the loss alone
+ *   clusters.c   interiors: what a chunk never stores (scores of attention, logits)
+ *   precision.c  final dtypes: products in bf16, and the bf16 copies of weights
+ *   recompute.c  what the backward part reads: a kept value or a clone
+ *   budget.c     `memory N`: the least added FLOPs whose planned peak fits
  *   layout.c     memory order of every value and state; product shapes; copies where needed
  *   views.c      how a value is read: through renames, splits, merges, picks to stored memory
  *   fuse.c       groups: which nodes run as one kernel
@@ -25,12 +29,17 @@
 #include "ir/ir.h"
 
 /* ---- pipeline.c ---------------------------------------------------------------------------- */
+struct MemoryTable;
 typedef struct PassContext {
     Module *module;
     Compilation *compilation;  /* NULL for passes run on IR text that need none */
     Diagnostics *diagnostics;
     bool no_fuse, no_reuse;    /* --no-fuse: one group a node; --no-reuse: no memory is shared */
     bool for_training;         /* build gradients and update (else `eval` alone) */
+    /* What will be held for a placed module, all things counted; NULL: memory_table. */
+    struct MemoryTable (*measure)(const Module *module, void *data);
+    void *measure_data;
+    struct BudgetReport *budget; /* filled in where a plan has a bound; NULL: not wanted */
 } PassContext;
 
 typedef struct Pass {
@@ -68,6 +77,8 @@ bool pass_factorize(PassContext *context);
 bool pass_autodiff(PassContext *context);
 bool pass_tables(PassContext *context);
 bool pass_update(PassContext *context);
+bool pass_precision(PassContext *context);
+bool pass_recompute(PassContext *context);
 bool pass_layout(PassContext *context);
 bool pass_fuse(PassContext *context);
 bool pass_schedule(PassContext *context);
@@ -99,6 +110,59 @@ bool pass_memory(PassContext *context);
  *   sum `observe.X` its mean over micro-batches, `observed.X`; then the sums are set to 0.
  * eval(step, seed, sample0, …): the forward part of micro, `loss_sum +=`, `weight_sum +=`.
  * Without for_training `micro` itself becomes `eval`, and there is no update. */
+
+/* ---- clusters.c ----------------------------------------------------------------------------
+ * A cluster is a maximal connected set of values of `micro`'s forward part that carry a pair of
+ * axes (a, b), where the pair is made by dots and leaves through dots and reductions only, and
+ *   - no value of it goes into a dot with a weight that sums a or b: what a weight takes in is a
+ *     layer's value, which users name and keep; and
+ *   - it is made by a dot of two values that both depend on the samples (scores: T with S), or it
+ *     leaves through reductions alone (logits: V with positions).
+ * By node: is it inside of one?  An adjoint is where its primal is.  Memory in `arena`. */
+bool *cluster_interiors(const Function *function, Arena *arena);
+
+/* ---- precision.c ---------------------------------------------------------------------------
+ * With bf16: the operands of dots are bf16, sums are f32, results bf16 where they are no gradient
+ * of a weight and no interior; reductions are f32; weights, moments and gradients are f32, and each
+ * weight that a dot or gather reads has a bf16 copy (role copy, its weight's layout and offset),
+ * which `update` writes in the pass that writes the weight. */
+
+/* ---- recompute.c ---------------------------------------------------------------------------
+ * A forward value of `micro` is *kept* when the backward part reads it as it is; else it reads a
+ * clone (clone 1, `original` set), made of kept values, states, inputs and constants, of which there
+ * is one, placed before its first use.  Values belong to the block instance that made them; what an
+ * instance returns (`out`) belongs to its caller.  Nothing outside a recomputed instance is cloned.
+ * A clone has its original's layout, and so its bits. */
+typedef struct KeepChoice {
+    int64_t count; /* nodes of `micro` */
+    bool *kept;    /* by node; of forward nodes alone is it asked */
+} KeepChoice;
+/* What the plan's recompute directives say.  All is kept where there are none. */
+KeepChoice recompute_choice(const PassContext *context, const Function *micro, Arena *arena);
+/* Makes the clones.  Views above a kept value are kept too, at no cost. */
+void recompute_rewrite(Module *module, const KeepChoice *choice);
+/* By node: does a metric need it?  What is not forward is the backward part.  From checked_alloc. */
+bool *forward_part(const Function *function);
+/* By node: the block instance that a value belongs to. */
+ScopeId *value_owners(const Function *function, Arena *arena);
+/* FLOPs a step of the published method: every product in a recomputed instance that is not kept by
+ * name, used or not.  0 without recompute. */
+double published_recompute_flops(const PassContext *context, const Function *micro);
+
+/* ---- budget.c ------------------------------------------------------------------------------
+ * `memory N`: the least added FLOPs that the ladder knows, whose really planned peak (context's
+ * measure) is at most N bytes.  The ladder does not depend on N, so more memory never costs more.
+ * Recompute directives beside it are obeyed as they are: the solver decides for other block
+ * instances.  False after reporting the ladder's minimum and the largest live values. */
+bool budget_choose(PassContext *context, KeepChoice *choice, Arena *arena);
+typedef struct BudgetReport {
+    int64_t bound, peak, minimum;  /* bytes; minimum: the ladder's least peak, -1 where not planned */
+    double added_flops;            /* a step */
+    int64_t rungs, planned;        /* assignments on the ladder; of these, planned in full */
+    int64_t candidates, points;    /* of all block patterns */
+    bool exhaustive;               /* the ladder holds all assignments */
+    double seconds;
+} BudgetReport;
 
 /* ---- layout.c ------------------------------------------------------------------------------
  * Every node gets an order, views and leaves too (the order in which they run through memory).
@@ -232,11 +296,23 @@ bool states_overlap(const Module *module, StateId a, StateId b);
 
 /* ---- schedule.c, memory.c ------------------------------------------------------------------ */
 /* Bytes by class, of one training step. */
-typedef struct MemoryTable {
+typedef struct MemoryTable { /* lower_bound: no arena can be smaller with this order */
     int64_t weights, gradients, optimizer, tables, kept_activations, workspace, arena, peak;
     int64_t lower_bound; /* the largest sum of live bytes at one step */
 } MemoryTable;
 MemoryTable memory_table(const Module *module);
+/* A stored value's life in a placed function: from the group that computes it to the last that
+ * reads it; its bytes; where. */
+typedef struct ValueLife {
+    NodeId node;
+    int32_t begin, end; /* groups */
+    int64_t bytes, offset;
+    bool kept;          /* counted in kept_activations */
+} ValueLife;
+/* All of a function, ascending by node; their number.  Memory in `arena`. */
+int64_t value_lives(const Function *function, Arena *arena, ValueLife **lives);
+/* Bytes that are live while group g runs, by group. */
+int64_t *live_bytes(const Function *function, Arena *arena);
 
 /* ---- counts.c ------------------------------------------------------------------------------ */
 /* Structure counts of a module after fuse, for `expect` lines of tests. */
@@ -251,6 +327,8 @@ StructureCounts structure_counts(const Module *module, const char *function);
 typedef struct FlopTable {
     double forward, backward, recompute, head, executed;
 } FlopTable;
+/* FLOPs of one node: a term of a sum or product is a unit of it, an element of anything else. */
+double node_flops(const Function *function, const Node *node);
 FlopTable flop_table(const Module *module, int64_t tokens);
 
 #endif

@@ -33,6 +33,11 @@ const Pass pass_list[] = {
     {"clean", pass_simplify, STAGE_GRAPH, false,
      "again: gradients multiply by one, optimizers by rates that are constants, and stop has "
      "done its work"},
+    {"precision", pass_precision, STAGE_GRAPH, true,
+     "when all values exist: final dtypes, so that clones have their originals' and bytes are "
+     "what they will be"},
+    {"recompute", pass_recompute, STAGE_GRAPH, true,
+     "on the final graph, before anything is placed: what follows treats clones like values"},
     {"layout", pass_layout, STAGE_LAYOUT, false,
      "on the final graph: an order of axes for every value that kernels will agree on"},
     {"fuse", pass_fuse, STAGE_FUSE, false,

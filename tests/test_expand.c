@@ -234,7 +234,7 @@ static void test_paths_by_hand(void **state) {
     assert_int_equal(elements(made.compilation->module, weight(&made, "ffn[0].up.B")), 16);
     assert_string_equal(type_of_value(&made, "ffn[0].up", "low"), "f32[B,R]");
     assert_string_equal(type_of_value(&made, "ffn[0].up", "out"), "f32[B,F]");
-    assert_int_equal(made.compilation->later_count, 1);
+    assert_int_equal(made.compilation->recompute_count, 1);
     compiled_free(&made);
 }
 

@@ -649,7 +649,7 @@ static void refusals_have_a_place(void **state) {
         {HEAD "%1 = sum %0 from(A) : f32[B]\nwrite weight w = %1\n}", "not the state's type"},
         {HEAD "write weight w = %0\nwrite weight w += %0\n}", "written with `=` and again"},
         {HEAD "group 0 flat rows() inner()\n}", "groups before the fuse pass"},
-        {HEAD "groop\n}", "expected a node, `write`, `group` or `}`"},
+        {HEAD "groop\n}", "expected a node, `value`, `write`, `group` or `}`"},
     };
     for (int i = 0; i < COUNT_OF(cases); i++) {
         Stage stage;

@@ -1,0 +1,177 @@
+/* passes/clusters.c: interiors.
+ *
+ * needs   a graph with a function `micro`
+ * gives   for every node, whether it lies in a cluster (passes.h says what that is)
+ * example s = dot(q, k; K) : [B,J,G,S,T], p = softmax(s; T), dot(p, v; T): the pair (S, T) comes
+ *         from two activations and ends in a reduction and a dot with one: s, p and what is
+ *         between them are an interior.  F in dot(h, down; F) ends in a weight: h is none.
+ *
+ * From every dot, for every pair of axes that it brings together, the set is flooded in both
+ * directions; the first exit that is not allowed ends the flood. */
+#include "passes/passes.h"
+
+typedef struct Pair {
+    AxisId a, b;
+} Pair;
+
+typedef struct Visit {
+    NodeId node;
+    Pair pair; /* as the node names it */
+} Visit;
+
+typedef struct Clusters {
+    const Function *function;
+    const bool *forward;
+    bool *sampled;       /* by node: does it depend on an input? */
+    int64_t *user_start; /* by node: who reads it, forward nodes alone */
+    NodeId *users;
+    int64_t *mark; /* by node: the last flood that reached it */
+    int64_t flood;
+    ARRAY(Visit) visits;
+    bool from_activations, reductions_alone;
+    bool *interior;
+} Clusters;
+
+static const Node *at(const Clusters *c, NodeId id) {
+    return &c->function->nodes.data[id];
+}
+
+static bool carries(Type type, Pair pair) {
+    return type_has(type, pair.a) && type_has(type, pair.b);
+}
+
+static AxisId renamed(const Attr *attr, bool forward, AxisId axis) {
+    const AxisId *from = forward ? attr->from : attr->to, *to = forward ? attr->to : attr->from;
+    int count = forward ? attr->from_count : attr->to_count;
+    for (int i = 0; i < count; i++)
+        if (from[i] == axis)
+            return to[0];
+    return axis;
+}
+
+/* The pair as the other side of a view names it; elsewhere names are the same. */
+static Pair across(const Node *view, bool forward, Pair pair) {
+    if (!op_is_view(view->op) || view->op == OP_PICK)
+        return pair;
+    return (Pair){renamed(&view->attr, forward, pair.a), renamed(&view->attr, forward, pair.b)};
+}
+
+static void index_users(Clusters *c, Arena *arena) {
+    size_t nodes = (size_t)c->function->nodes.count;
+    c->user_start = arena_alloc_array(arena, nodes + 2, sizeof(int64_t));
+    int64_t total = 0;
+    for (size_t id = 0; id < nodes; id++)
+        for (int i = 0; i < at(c, (NodeId)id)->input_count && c->forward[id]; i++, total++)
+            c->user_start[at(c, (NodeId)id)->inputs[i] + 2]++;
+    c->users = arena_alloc_array(arena, (size_t)total, sizeof(NodeId));
+    for (size_t id = 0; id < nodes; id++)
+        c->user_start[id + 2] += c->user_start[id + 1];
+    for (size_t id = 0; id < nodes; id++)
+        for (int i = 0; i < at(c, (NodeId)id)->input_count && c->forward[id]; i++)
+            c->users[c->user_start[at(c, (NodeId)id)->inputs[i] + 1]++] = (NodeId)id;
+}
+
+static void reach(Clusters *c, NodeId node, Pair pair) {
+    if (c->mark[node] == c->flood)
+        return;
+    c->mark[node] = c->flood;
+    Visit visit = {node, pair};
+    array_push(&c->visits, visit);
+}
+
+/* Do two operands that both depend on the samples bring the pair together in this dot? */
+static bool makes_from_activations(const Clusters *c, const Node *dot, Pair pair) {
+    Type left = at(c, dot->inputs[0])->type, right = at(c, dot->inputs[1])->type;
+    bool apart = (type_has(left, pair.a) && !type_has(right, pair.a) &&
+                  type_has(right, pair.b) && !type_has(left, pair.b)) ||
+                 (type_has(left, pair.b) && !type_has(right, pair.b) &&
+                  type_has(right, pair.a) && !type_has(left, pair.a));
+    return apart && c->sampled[dot->inputs[0]] && c->sampled[dot->inputs[1]];
+}
+
+/* The way out of a cluster: false where it is not allowed. */
+static bool leaves(Clusters *c, NodeId node, NodeId user) {
+    const Node *out = at(c, user);
+    if (op_info[out->op].axis_rule == AXES_REDUCE)
+        return true;
+    if (out->op != OP_DOT)
+        return false;
+    c->reductions_alone = false;
+    NodeId other = out->inputs[out->inputs[0] == node];
+    return c->sampled[other];
+}
+
+static bool spread(Clusters *c, Visit visit) {
+    const Node *node = at(c, visit.node);
+    Pair below = across(node, false, visit.pair);
+    bool made = node->op == OP_DOT;
+    for (int i = 0; i < node->input_count; i++) {
+        if (!carries(at(c, node->inputs[i])->type, below))
+            continue;
+        made = false;
+        if (c->forward[node->inputs[i]] && c->sampled[node->inputs[i]])
+            reach(c, node->inputs[i], below);
+    }
+    c->from_activations |= made && makes_from_activations(c, node, visit.pair);
+    for (int64_t i = c->user_start[visit.node]; i < c->user_start[visit.node + 1]; i++) {
+        NodeId user = c->users[i];
+        Pair above = across(at(c, user), true, visit.pair);
+        if (carries(at(c, user)->type, above))
+            reach(c, user, above);
+        else if (!leaves(c, visit.node, user))
+            return false;
+    }
+    return true;
+}
+
+static void flood_from(Clusters *c, NodeId dot, Pair pair) {
+    c->flood++;
+    c->visits.count = 0;
+    c->from_activations = false;
+    c->reductions_alone = true;
+    reach(c, dot, pair);
+    for (int64_t i = 0; i < c->visits.count; i++)
+        if (!spread(c, c->visits.data[i]))
+            return;
+    for (int64_t i = 0; i < c->visits.count; i++)
+        if (c->from_activations || c->reductions_alone)
+            c->interior[c->visits.data[i].node] = true;
+}
+
+/* All pairs of an own axis of one operand and one of the other. */
+static void flood_pairs(Clusters *c, NodeId id) {
+    const Node *dot = at(c, id);
+    Type left = at(c, dot->inputs[0])->type, right = at(c, dot->inputs[1])->type;
+    for (int i = 0; i < left.rank; i++)
+        for (int k = 0; k < right.rank && !c->interior[id]; k++)
+            if (type_has(dot->type, left.axes[i]) && !type_has(right, left.axes[i]) &&
+                type_has(dot->type, right.axes[k]) && !type_has(left, right.axes[k]))
+                flood_from(c, id, (Pair){left.axes[i], right.axes[k]});
+}
+
+bool *cluster_interiors(const Function *function, Arena *arena) {
+    size_t nodes = (size_t)function->nodes.count;
+    bool *forward = forward_part(function);
+    Clusters c = {.function = function,
+                  .forward = forward,
+                  .sampled = arena_alloc(arena, nodes),
+                  .mark = arena_alloc_array(arena, nodes, sizeof(int64_t)),
+                  .interior = arena_alloc(arena, nodes)};
+    for (size_t id = 0; id < nodes; id++) {
+        const Node *node = at(&c, (NodeId)id);
+        c.sampled[id] = node->op == OP_INPUT;
+        for (int i = 0; i < node->input_count; i++)
+            c.sampled[id] |= c.sampled[node->inputs[i]];
+    }
+    index_users(&c, arena);
+    for (size_t id = 0; id < nodes; id++)
+        if (forward[id] && at(&c, (NodeId)id)->op == OP_DOT && !c.interior[id])
+            flood_pairs(&c, (NodeId)id);
+    for (size_t id = 0; id < nodes; id++) {
+        NodeId primal = at(&c, (NodeId)id)->adjoint_of;
+        c.interior[id] |= primal >= 0 && c.interior[primal];
+    }
+    array_free(&c.visits);
+    free(forward);
+    return c.interior;
+}
