@@ -80,9 +80,11 @@ static const char *verify_declarations(const Module *module) {
 
 /* A gradient's or moment's state goes along with its weight. */
 static const char *verify_companion(const Module *module, const State *state) {
-    if (state->flat || (state->role != ROLE_GRADIENT && state->role != ROLE_MOMENT))
-        return NULL;
     const char *role = role_name(state->role);
+    bool needs_weight =
+        !state->flat && (state->role == ROLE_GRADIENT || state->role == ROLE_MOMENT);
+    if (state->weight == -1 && !needs_weight)
+        return NULL;
     REQUIRE(module, state->weight >= 0 && state->weight < module->states.count,
             "%s %s has no weight", role, state->path);
     const State *weight = &module->states.data[state->weight];

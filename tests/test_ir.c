@@ -625,6 +625,9 @@ static void refusals_have_a_place(void **state) {
          "axis A is here"},
         {"module stage graph\nstate wieght w f32 in() out() zeros", "did you mean `weight`?"},
         {"module stage graph\nstate gradient w f32 in() out() zeros", "has no weight"},
+        {"module stage graph\naxis A 2\nstate moment w f32 in() out(A) zeros of 6 flat offset "
+         "0",
+         "has no weight"},
         {"function f() {\n", "expected `module`"},
         {"module stage graph\nfunction f() {\n%0 = const 1 : f32\n",
          "4:1: error: expected `}`\n    4 | \n      | ^\nt.ir:2:10: note: to close this "
@@ -649,6 +652,10 @@ static void refusals_have_a_place(void **state) {
         {HEAD "%1 = sum %0 from(A) : f32[B]\nwrite weight w = %1\n}", "not the state's type"},
         {HEAD "write weight w = %0\nwrite weight w += %0\n}", "written with `=` and again"},
         {HEAD "group 0 flat rows() inner()\n}", "groups before the fuse pass"},
+        {HEAD "value 0 \"x\" %9\n}", "not defined above"},
+        {HEAD "value 4 \"x\" %0\n}", "must be in [0, 0]"},
+        {HEAD "%1 = neg %0 : f32[A,B]\n%2 = abs %0 : f32[A,B] clone 1 of %1\n}",
+         "it is no clone of the node it computes again"},
         {HEAD "groop\n}", "expected a node, `value`, `write`, `group` or `}`"},
     };
     for (int i = 0; i < COUNT_OF(cases); i++) {
