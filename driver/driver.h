@@ -9,6 +9,9 @@
  *   profile.c   colac profile
  *   run.c       colac train, grad, eval
  *   texts.c     colac fmt, colac data pack
+ *   chart.c     pictures of measurements: series of points as a self-contained SVG
+ *   draw.c      colac chart
+ *   sweep.c     colac sweep
  *
  * Exit codes: 0 success, 1 the input is wrong, 2 wrong argument syntax, 3 our bug.
  */
@@ -74,6 +77,42 @@ MemoryTable planned_memory(const Compiled *compiled, int threads);
 #define LAST_GRAPH_PASS "update"
 /* Prints pending diagnostics; the exit code they ask for (0 or 1). */
 int finish(Diagnostics *diagnostics);
+
+/* ---- chart.c -------------------------------------------------------------------------------
+ * A picture of measurements.  The SVG stands alone (no script, no font, no file beside it), reads
+ * in dark and light, tells series apart by colour and by shape, and is the same bytes for the same
+ * figures. */
+typedef enum AxisScale { SCALE_AUTO, SCALE_LINEAR, SCALE_LOG } AxisScale; /* AUTO: log where the
+                                           values are positive and span a factor of twenty */
+typedef struct ChartAxis {
+    const char *title;   /* `peak memory (B)`: a unit in parentheses at the end.  FLOP, FLOP/s, s
+                            get a prefix that suits the values, B a binary one */
+    AxisScale scale;
+} ChartAxis;
+typedef struct ChartPoint {
+    double x, y;         /* a point that is not finite, or below 0 on a log axis, is left out, and
+                            the picture says how many are */
+    double x_spread, y_spread; /* half the length of an error bar; 0: none */
+    const char *label;   /* beside the point; NULL: none */
+    const char *note;    /* what a pointer that rests on the point shows; NULL: label and values */
+} ChartPoint;
+typedef struct ChartSeries {
+    const char *name;    /* in the legend */
+    bool line;           /* the points are joined in order of x */
+    ChartPoint *points;  /* [count] */
+    int64_t count;
+} ChartSeries;
+typedef struct Chart {
+    const char *title, *subtitle; /* NULL: none */
+    ChartAxis x, y;
+    bool frontier;       /* draw the stairs below and left of which no point lies */
+    ChartSeries *series; /* [series_count] */
+    int64_t series_count;
+} Chart;
+void chart_svg(const Chart *chart, Text *out);
+/* Appends text as XML and HTML take it: & < > \" escaped, what is no UTF-8 or no character of XML
+ * replaced by `?`. */
+void xml_escape(const char *text, Text *out);
 
 /* ---- commands ------------------------------------------------------------------------------ */
 int run_check_command(Options *options);
