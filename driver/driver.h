@@ -110,7 +110,7 @@ typedef struct Chart {
     int64_t series_count;
 } Chart;
 void chart_svg(const Chart *chart, Text *out);
-/* Appends text as XML and HTML take it: & < > \" escaped, what is no UTF-8 or no character of XML
+/* Appends text as XML and HTML take it: & < > " escaped, what is no UTF-8 or no character of XML
  * replaced by `?`. */
 void xml_escape(const char *text, Text *out);
 

@@ -284,6 +284,12 @@ static void complain_unknown_define(Expander *x, const char *name) {
     array_free(&names);
 }
 
+bool compilation_knows(const Compilation *compilation, const char *name) {
+    Expander *x = compilation->expander;
+    return table_own(&x->plan_dims, name) || table_own(&x->recipe_dims, name) ||
+           table_own(&x->globals, name) || recipe_knows(x, name);
+}
+
 void apply_defines(Expander *x) {
     DimTable *tables[] = {&x->plan_dims, &x->recipe_dims, &x->globals};
     for (const struct ParsedDefine *p = x->defines; p; p = p->next) {

@@ -331,6 +331,9 @@ typedef struct Compilation {
 
 /* NULL after reporting to `diagnostics`.  All shape errors of a text are reported in one run. */
 Compilation *compile_model(const Request *request, Diagnostics *diagnostics);
+/* May `-D name=…` be given for it: is it a dim or flag of its model or plan, or a value of its
+ * recipe? */
+bool compilation_knows(const Compilation *compilation, const char *name);
 void compilation_free(Compilation *compilation);
 
 /* For the factorize pass: builds the directive's block in `function` in the place of

@@ -288,10 +288,22 @@ Engine *engine_executor(const ProgramSet *set, int threads, const ExecutorOption
 Engine *engine_interpreter(const Module *module, bool check_nan, Diagnostics *diagnostics);
 
 /* ---- trainer.c ----------------------------------------------------------------------------- */
+/* What a run came to. */
+typedef struct TrainReport {
+    int64_t steps, tokens;      /* done */
+    double final_loss;          /* of the last update */
+    double validation_loss;     /* NaN: the data has no such split */
+    double seconds;             /* of all updates */
+    double step_seconds;        /* of one: the median */
+    double flops;               /* of all updates, as executed; 0: not known */
+    int64_t peak_bytes;
+    double compile_seconds;     /* text to kernels */
+} TrainReport;
 typedef struct TrainOptions {
     const Request *request;     /* what was compiled: recorded in run.json */
     const char *data;
-    const char *out;            /* train: the run's folder; grad: the file of gradients */
+    const char *out;            /* train: the run's folder (NULL, with a report: weights are not
+                                   kept); grad: the file of gradients */
     const char *weights;        /* initial weights, or NULL */
     int64_t steps;              /* 0: the recipe's */
     uint64_t seed;
@@ -300,13 +312,16 @@ typedef struct TrainOptions {
     int threads;
     ExecutorOptions executor;
     double compile_seconds;     /* so far: text to program */
+    TrainReport *report;        /* train: where the figures go; then SIGINT is left to the caller,
+                                   and nothing but the progress line is printed.  NULL: printed */
+    bool quiet;                 /* with a report: no progress line either */
 } TrainOptions;
 /* All three take a compiled module and its programs (NULL with `interpreter`), report to
  * `diagnostics` without printing them, and return the exit code.
  *
  * Trains.  OUT/weights.safetensors, OUT/run.json and OUT/texts appear together at the end; a run
- * that fails leaves what was there.  An interrupt (SIGINT) ends the run after the update at hand:
- * its weights are written and the code is 130. */
+ * that fails leaves what was there.  An interrupt (SIGINT) ends the run after the update at hand: its
+ * weights are written and the code is 130. */
 int train(Compilation *compilation, const ProgramSet *set, const TrainOptions *options,
           Diagnostics *diagnostics);
 /* The loss and the gradient of every weight on the recipe's first batch, before clipping, in

@@ -260,8 +260,8 @@ typedef struct Training {
     ARRAY(StateId) observed;
     ARRAY(const char *) observed_names;
     ARRAY(double) observed_values;
+    ARRAY(double) step_seconds;
     int64_t steps;
-    double step_flops;
 } Training;
 
 static volatile sig_atomic_t interrupted;
@@ -275,7 +275,6 @@ static void on_interrupt(int signal_number) {
 static struct sigaction catch_interrupts(void) {
     struct sigaction action = {.sa_handler = on_interrupt, .sa_flags = (int)SA_RESETHAND};
     struct sigaction before;
-    interrupted = 0;
     sigaction(SIGINT, &action, &before);
     return before;
 }
@@ -283,10 +282,11 @@ static struct sigaction catch_interrupts(void) {
 static void report_stop(const Training *training, int64_t step, const char *what, double value,
                         const char *remedy) {
     const Session *session = &training->session;
-    help(error_in_file(
-             session->diagnostics, session->compilation->texts->main_path,
-             "%s of update %lld is %s; training stopped, and nothing was written to %s", what,
-             (long long)step, isnan(value) ? "NaN" : "infinite", session->options->out),
+    const char *out = session->options->out;
+    help(error_in_file(session->diagnostics, session->compilation->texts->main_path,
+                       "%s of update %lld is %s; training stopped%s%s", what, (long long)step,
+                       isnan(value) ? "NaN" : "infinite",
+                       out ? ", and nothing was written to " : "", out ? out : ""),
          "%s", remedy);
 }
 
@@ -391,7 +391,9 @@ static bool run_updates(Training *training) {
             return false;
         if (is_validation_step(training, step) && !validate(training))
             return false;
-        progress_step(training->progress, &training->figures);
+        array_push(&training->step_seconds, training->figures.seconds);
+        if (training->progress)
+            progress_step(training->progress, &training->figures);
     }
     return true;
 }
@@ -442,7 +444,7 @@ static double measured_peak(const Training *training) {
     if (options->interpreter)
         return 0;
     MachineFigures machine = machine_measure();
-    if (!options->json)
+    if (!options->json && !options->report)
         fprintf(stderr, "%s, %d threads: products at %.0f GFLOP/s, copies at %.1f GB/s\n",
                 machine.processor, machine.threads, machine.product_flops / 1e9,
                 machine.copy_bytes / 1e9);
@@ -480,9 +482,10 @@ static void training_begin(Training *training) {
     Session *session = &training->session;
     const TrainOptions *options = session->options;
     find_states(training);
-    if (!options->json)
+    if (!options->json && !options->report)
         print_plan(training);
-    training->progress = progress_new(options->json, measured_peak(training));
+    if (!options->quiet)
+        training->progress = progress_new(options->json, measured_peak(training));
     Engine *engine = session->engine;
     training->figures = (StepFigures){
         .steps = training->steps,
@@ -517,20 +520,64 @@ static bool is_writable_folder(const char *path, Diagnostics *diagnostics) {
     return false;
 }
 
+static int compare_numbers(const void *a, const void *b) {
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+/* Sorts them. */
+static double median(double *values, int64_t count) {
+    if (!count)
+        return 0;
+    qsort(values, (size_t)count, sizeof *values, compare_numbers);
+    return (values[(count - 1) / 2] + values[count / 2]) / 2;
+}
+
+static TrainReport report_of(Training *training) {
+    const Session *session = &training->session;
+    const StepFigures *figures = &training->figures;
+    double seconds = 0;
+    for (int64_t i = 0; i < training->step_seconds.count; i++)
+        seconds += training->step_seconds.data[i];
+    return (TrainReport){
+        .steps = figures->step,
+        .tokens = figures->step * figures->tokens,
+        .final_loss = figures->loss,
+        .validation_loss = figures->validation_loss,
+        .seconds = seconds,
+        .step_seconds = median(training->step_seconds.data, training->step_seconds.count),
+        .flops = (double)figures->step * figures->flops,
+        .peak_bytes = figures->peak_bytes,
+        .compile_seconds = session->options->compile_seconds + session->engine->compile_seconds,
+    };
+}
+
+static void print_report(const Training *training, const TrainReport *report) {
+    progress_summary(training->progress, report->final_loss, report->validation_loss,
+                     report->compile_seconds);
+    if (!training->session.options->json)
+        print_result(training);
+}
+
 static int run_training(Training *training) {
-    Session *session = &training->session;
+    const TrainOptions *options = training->session.options;
     training_begin(training);
-    struct sigaction before = catch_interrupts();
+    struct sigaction before = {0};
+    interrupted = 0;
+    if (!options->report)
+        before = catch_interrupts();
     bool good = run_updates(training);
-    progress_end(training->progress);
-    good = good && write_run(training);
-    sigaction(SIGINT, &before, NULL);
+    if (training->progress)
+        progress_end(training->progress);
+    good = good && (!options->out || write_run(training));
+    if (!options->report)
+        sigaction(SIGINT, &before, NULL);
     if (good) {
-        progress_summary(training->progress, training->figures.loss,
-                         training->figures.validation_loss,
-                         session->options->compile_seconds + session->engine->compile_seconds);
-        if (!session->options->json)
-            print_result(training);
+        TrainReport report = report_of(training);
+        if (options->report)
+            *options->report = report;
+        else
+            print_report(training, &report);
     }
     progress_free(training->progress);
     return !good ? 1 : interrupted ? 130 : 0;
@@ -540,10 +587,12 @@ int train(Compilation *compilation, const ProgramSet *set, const TrainOptions *o
           Diagnostics *diagnostics) {
     Training training = {0};
     int code = 1;
-    bool is_new = access(options->out, F_OK) != 0;
+    bool is_new = options->out && access(options->out, F_OK) != 0;
+    INTERNAL_CHECK(options->out || options->report);
+    INTERNAL_CHECK(!options->quiet || options->report);
     if (session_open(&training.session, compilation, set, options, false, diagnostics) &&
         (training.steps = steps_of(&training.session)) > 0 &&
-        is_writable_folder(options->out, diagnostics))
+        (!options->out || is_writable_folder(options->out, diagnostics)))
         code = run_training(&training);
     if (code == 1 && is_new)
         rmdir(options->out); /* succeeds where it is empty */
@@ -551,6 +600,7 @@ int train(Compilation *compilation, const ProgramSet *set, const TrainOptions *o
     array_free(&training.observed);
     array_free(&training.observed_names);
     array_free(&training.observed_values);
+    array_free(&training.step_seconds);
     session_close(&training.session);
     return code;
 }
