@@ -16,7 +16,9 @@
  *   fuse.c       groups: which nodes run as one kernel
  *   groups.c     what a group reads and stores, and what must run before it
  *   schedule.c   order of execution that lowers the peak
- *   memory.c     offsets in one arena; in place where legal; the memory table
+ *   lifetimes.c  from when to when a value lives; in place where legal; bytes over time
+ *   packing.c    offsets for intervals of time with a size
+ *   memory.c     the pass: a place in one arena for every value; the memory table
  *   counts.c     dots, kernels, FLOPs of a finished module
  *
  * A pass is one file and one function, opens with what it needs, gives and reads from the plan and
@@ -294,15 +296,28 @@ bool group_reads_in_place(const Function *function, const GroupGraph *graph, int
 /* Do two states share memory: are they one, or one a window over the other? */
 bool states_overlap(const Module *module, StateId a, StateId b);
 
-/* ---- schedule.c, memory.c ------------------------------------------------------------------ */
-/* Bytes by class, of one training step. */
-typedef struct MemoryTable { /* lower_bound: no arena can be smaller with this order */
-    int64_t weights, gradients, optimizer, tables, kept_activations, workspace, arena, peak;
-    int64_t lower_bound; /* the largest sum of live bytes at one step */
-} MemoryTable;
-MemoryTable memory_table(const Module *module);
-/* A stored value's life in a placed function: from the group that computes it to the last that
- * reads it; its bytes; where. */
+/* ---- lifetimes.c --------------------------------------------------------------------------- */
+enum { SLOT_ALIGNMENT = 64 };
+/* One place in the arena and all values that take it in turn. */
+typedef struct ArenaSlot {
+    int64_t bytes, offset;
+    int32_t begin, end; /* first and last group during which it is in use */
+} ArenaSlot;
+typedef ARRAY(ArenaSlot) SlotList;
+typedef struct Lifetimes {
+    const Function *function;
+    GroupGraph graph;
+    int32_t *last_read; /* by node: the group; groups.count when it lives to the end; -1 */
+    int32_t *slot_of;   /* by node; -1 */
+    SlotList slots;     /* ascending by begin; to be freed */
+} Lifetimes;
+/* Of a scheduled function.  reuse: results take the place of operands that die.  In `arena`. */
+Lifetimes find_lifetimes(const Function *function, bool reuse, Arena *arena);
+/* By group, and one more for the copies at the end: bytes of the slots in use. */
+int64_t *slot_timeline(const Lifetimes *lifetimes, Arena *arena);
+/* A stored value's life in a scheduled function: from the group that computes it to the last that
+ * reads it (the number of groups: it is copied to a state when all have run); its bytes; where (-1:
+ * not placed). */
 typedef struct ValueLife {
     NodeId node;
     int32_t begin, end; /* groups */
@@ -311,8 +326,21 @@ typedef struct ValueLife {
 } ValueLife;
 /* All of a function, ascending by node; their number.  Memory in `arena`. */
 int64_t value_lives(const Function *function, Arena *arena, ValueLife **lives);
-/* Bytes that are live while group g runs, by group. */
+/* Bytes that are live while group g runs, by group, and one more for the copies at the end.  Values
+ * that take one place in turn are counted once; every value is as large as its aligned place. */
 int64_t *live_bytes(const Function *function, Arena *arena);
+
+/* ---- packing.c ----------------------------------------------------------------------------- */
+/* Gives every slot an offset; the size of the arena that holds them. */
+int64_t pack_slots(SlotList *slots, int64_t groups, int64_t lower_bound);
+
+/* ---- memory.c ------------------------------------------------------------------------------ */
+/* Bytes by class, of one training step. */
+typedef struct MemoryTable { /* lower_bound: no arena can be smaller with this order */
+    int64_t weights, gradients, optimizer, tables, kept_activations, workspace, arena, peak;
+    int64_t lower_bound; /* the largest sum of live bytes at one step */
+} MemoryTable;
+MemoryTable memory_table(const Module *module);
 
 /* ---- counts.c ------------------------------------------------------------------------------ */
 /* Structure counts of a module after fuse, for `expect` lines of tests. */
