@@ -277,6 +277,7 @@ typedef struct Step {
     const char *label;   /* layer[3].attn.wq, for profiles */
     Span span;           /* of the value that the label names, or of what it computes last */
     double flops, bytes; /* as executed: for the share of peak */
+    NodeId dot;          /* of a product: its node; else -1 */
 } Step;
 
 typedef struct Program {

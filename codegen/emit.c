@@ -259,7 +259,7 @@ static bool is_zero_group(const Emitter *e, int group) {
 static Step emit_zero(Emitter *e, int group) {
     const Write *write =
         &e->function->writes.data[e->index.writes[e->index.write_begin[group]]];
-    Step step = {.kind = STEP_ZERO, .operand_count = 1};
+    Step step = {.kind = STEP_ZERO, .operand_count = 1, .dot = -1};
     step.operands = arena_alloc(e->arena, sizeof *step.operands);
     step.operands[0] = state_operand(e->function->module, write->state);
     step.label = state_label(e, write->state);
@@ -272,7 +272,8 @@ static Step emit_launch(Emitter *e, int group) {
     Step step = {.kind = STEP_LAUNCH,
                  .operand_count = lowered.operand_count,
                  .scalar_count = lowered.scalar_count,
-                 .flops = group_flops(e, group)};
+                 .flops = group_flops(e, group),
+                 .dot = -1};
     int64_t scratch = 0;
     step.operands =
         arena_alloc_array(e->arena, (size_t)step.operand_count, sizeof *step.operands);
@@ -366,7 +367,7 @@ static Step emit_product(Emitter *e, int group) {
         !product_of(function, dot, &a, &b, &result, &product, &blocking))
         internal_error("group %d of %s is no product", group, function->name);
     product.add = write && write->add;
-    Step step = {.kind = STEP_PRODUCT, .operand_count = 3};
+    Step step = {.kind = STEP_PRODUCT, .operand_count = 3, .dot = dot};
     step.operands = arena_alloc_array(e->arena, 3, sizeof *step.operands);
     step.operands[product.swapped] = view_operand(function, &a);
     step.operands[!product.swapped] = view_operand(function, &b);
@@ -385,7 +386,7 @@ static Step emit_product(Emitter *e, int group) {
 static Step emit_copy(Emitter *e, const Write *write) {
     NodeId source = write_source(e->function, write->value);
     INTERNAL_CHECK(!write->add);
-    Step step = {.kind = STEP_COPY, .operand_count = 2};
+    Step step = {.kind = STEP_COPY, .operand_count = 2, .dot = -1};
     step.operands = arena_alloc_array(e->arena, 2, sizeof *step.operands);
     step.operands[0] = node_operand(e->function, source);
     step.operands[1] = state_operand(e->function->module, write->state);

@@ -357,6 +357,10 @@ bool optimizer_is_elementwise(const Compilation *compilation, int recipe_group);
  * it anew.  False after reporting. */
 bool compilation_adopt(Compilation *compilation, Module *module, bool with_plan);
 
+/* The plan in force and those that it extends, bases first: whose directives apply, in this order.
+ * Their number. */
+int64_t compilation_plans(const Compilation *compilation, const Item *const **plans);
+
 /* Does the selector match this path?  Indices are compile-time values, settled before. */
 bool selector_matches(const Compilation *compilation, const Selector *selector, const char *path);
 /* Does one of the directive's selectors match the path of a block instance? */

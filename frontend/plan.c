@@ -66,6 +66,11 @@ void declare_plan(Expander *x) {
         declare_plan_item(x, x->plan_chain.data[i]);
 }
 
+int64_t compilation_plans(const Compilation *compilation, const Item *const **plans) {
+    *plans = compilation->expander->plan_chain.data;
+    return compilation->expander->plan_chain.count;
+}
+
 /* ---- paths ----------------------------------------------------------------------- */
 
 void weight_paths(const Expander *x, Paths *paths) {
