@@ -1212,3 +1212,76 @@ Function *rebuild_finish(Rebuild *r) {
     *r = (Rebuild){0};
     return fresh;
 }
+
+/* ---- copying
+ * ------------------------------------------------------------------------------------------- */
+
+#define COPY_ARRAY(to, from)                                                                   \
+    do {                                                                                       \
+        array_reserve(to, (from)->count);                                                      \
+        if ((from)->count)                                                                     \
+            memcpy((to)->data, (from)->data, (size_t)(from)->count * sizeof *(from)->data);    \
+        (to)->count = (from)->count;                                                           \
+    } while (0)
+
+static InternTable *copy_interned(const InternTable *old) {
+    InternTable *table = checked_alloc(sizeof *table);
+    table->count = old->count;
+    table->capacity = old->capacity;
+    if (old->capacity) {
+        table->slots = checked_alloc((size_t)old->capacity * sizeof *table->slots);
+        memcpy(table->slots, old->slots, (size_t)old->capacity * sizeof *table->slots);
+    }
+    COPY_ARRAY(&table->next_ordinal, &old->next_ordinal);
+    return table;
+}
+
+static Function *copy_function(Module *module, const Function *old) {
+    Function *function = arena_alloc(module->arena, sizeof *function);
+    function->name = old->name;
+    function->scalar_count = old->scalar_count;
+    function->scalars = old->scalars; /* a new scalar makes a new list */
+    function->arena_bytes = old->arena_bytes;
+    function->module = module;
+    function->interned = copy_interned(old->interned);
+    COPY_ARRAY(&function->nodes, &old->nodes);
+    COPY_ARRAY(&function->writes, &old->writes);
+    COPY_ARRAY(&function->groups, &old->groups);
+    COPY_ARRAY(&function->names, &old->names);
+    int64_t total = 0, next = 0;
+    for (int64_t id = 0; id < old->nodes.count; id++)
+        total += old->nodes.data[id].input_count;
+    NodeId *inputs = arena_alloc_array(module->arena, (size_t)total, sizeof *inputs);
+    for (int64_t id = 0; id < old->nodes.count; id++) {
+        Node *node = &function->nodes.data[id];
+        if (!node->input_count)
+            continue;
+        memcpy(inputs + next, node->inputs, (size_t)node->input_count * sizeof *inputs);
+        node->inputs = inputs + next;
+        next += node->input_count;
+    }
+    return function;
+}
+
+Module *module_copy(const Module *module) {
+    Module *copy = checked_alloc(sizeof *copy);
+    copy->arena = arena_new();
+    copy->name = module->name;
+    COPY_ARRAY(&copy->axes, &module->axes);
+    COPY_ARRAY(&copy->scopes, &module->scopes);
+    COPY_ARRAY(&copy->states, &module->states);
+    COPY_ARRAY(&copy->inputs, &module->inputs);
+    for (int64_t i = 0; i < module->functions.count; i++)
+        array_push(&copy->functions, copy_function(copy, module->functions.data[i]));
+    for (int64_t i = 0; i < copy->axes.count; i++)
+        string_map_set(&copy->axis_by_name, copy->axes.data[i].name, i);
+    Text key = {0};
+    for (int64_t i = 0; i < copy->states.count; i++) {
+        const State *state = &copy->states.data[i];
+        key.length = 0;
+        print_state_key(&key, state->path, state->role, state->number);
+        string_map_set(&copy->state_by_key, text_string(&key), i);
+    }
+    text_free(&key);
+    return copy;
+}

@@ -235,6 +235,9 @@ typedef struct Module {
 
 Module *module_new(void); /* named `module` */
 void module_free(Module *module);
+/* Equal in everything, and changed apart from the original, whose texts it reads: to be freed
+ * before it. */
+Module *module_copy(const Module *module);
 /* The axis of that name and size.  Where the name is taken with another size, NAME.SIZE is used.
  * size must be in [1, MAX_ELEMENTS]. */
 AxisId module_axis(Module *module, const char *name, int64_t size, Span declared);

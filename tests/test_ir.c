@@ -459,6 +459,53 @@ static void rebuilding_is_the_identity(void **state) {
     }
 }
 
+/* A copy prints as the original does, finds its nodes, and is changed apart from it. */
+static void copies_are_equal_and_apart(void **state) {
+    (void)state;
+    for (uint64_t seed = 0; seed < 20; seed++) {
+        Module *module = fuzz_module(seed, 40);
+        Module *copy = module_copy(module);
+        Text before = {0}, copied = {0}, after = {0};
+        print_to(module, STAGE_GRAPH, &before);
+        print_to(copy, STAGE_GRAPH, &copied);
+        assert_string_equal(before.data, copied.data);
+        assert_null(ir_verify(copy, STAGE_GRAPH));
+        const State *first = &module->states.data[0];
+        assert_int_equal(module_find_state(copy, first->path, first->role, first->number), 0);
+        const Axis *axis = &module->axes.data[0];
+        assert_int_equal(module_axis(copy, axis->name, axis->size, none), 0);
+        Function *function = module_find_function(copy, "micro");
+        assert_ptr_equal(function->module, copy);
+        int64_t nodes = function->nodes.count;
+        for (NodeId id = 0; id < nodes; id++) {
+            const Node *node = node_at(function, id);
+            Builder b = builder(function);
+            b.scope = node->scope;
+            b.clone = node->clone;
+            if (node->op != OP_COPY)
+                assert_int_equal(build(&b, node->op, node->type.dtype, node->attr, node->inputs,
+                                       node->input_count),
+                                 id);
+        }
+        Rebuild r = rebuild_begin(copy, function);
+        for (NodeId id = 0; id < nodes; id++)
+            rebuild_copy(&r, id);
+        function = rebuild_finish(&r);
+        for (int64_t id = 0; id < function->nodes.count; id++)
+            if (function->nodes.data[id].input_count)
+                function->nodes.data[id].inputs[0] = 0;
+        module_axis(copy, "fresh", 5, none);
+        copy->states.data[0].offset = 64;
+        module_free(copy);
+        print_to(module, STAGE_GRAPH, &after);
+        assert_string_equal(before.data, after.data);
+        module_free(module);
+        text_free(&before);
+        text_free(&copied);
+        text_free(&after);
+    }
+}
+
 /* 126 layers are some 50,000 nodes: building must not be quadratic. */
 static void large_functions(void **state) {
     (void)state;
@@ -985,6 +1032,7 @@ int main(void) {
         cmocka_unit_test(ill_formed_requests_are_our_bugs),
         cmocka_unit_test(rebuilding_drops_the_dead),
         cmocka_unit_test(rebuilding_is_the_identity),
+        cmocka_unit_test(copies_are_equal_and_apart),
         cmocka_unit_test(large_functions),
         cmocka_unit_test(goldens_print_as_they_are),
         cmocka_unit_test(fuzzed_modules_print_as_they_are),
