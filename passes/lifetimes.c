@@ -4,13 +4,14 @@
  * put its result where an operand was that dies there: the two are then one slot. */
 #include "passes/passes.h"
 
-static int64_t aligned(int64_t bytes) {
-    return (bytes + SLOT_ALIGNMENT - 1) / SLOT_ALIGNMENT * SLOT_ALIGNMENT;
-}
-
 static int64_t value_bytes(const Function *function, NodeId id) {
     const Node *node = node_at(function, id);
     return type_elements(function->module, node->type) * dtype_bytes(node->type.dtype);
+}
+
+int64_t slot_bytes(const Function *function, NodeId value) {
+    int64_t bytes = value_bytes(function, value);
+    return (bytes + SLOT_ALIGNMENT - 1) / SLOT_ALIGNMENT * SLOT_ALIGNMENT;
 }
 
 /* ---- lifetimes ---------------------------------------------------------------- */
@@ -43,18 +44,24 @@ static bool lies_along_rows(const Function *function, NodeId id, const Group *gr
     return own.count == group->row_count;
 }
 
+bool may_take_place_of(const Function *function, const GroupGraph *graph, NodeId value,
+                       NodeId operand) {
+    int32_t group = node_at(function, value)->placement.group;
+    return function->groups.data[group].kind == GROUP_FLAT &&
+           node_at(function, value)->op != OP_STACK &&
+           node_at(function, operand)->placement.stored &&
+           value_bytes(function, operand) == value_bytes(function, value) &&
+           lies_along_rows(function, value, &function->groups.data[group]) &&
+           group_reads_in_place(function, graph, group, operand);
+}
+
 /* An operand that dies in the group, and whose place the value can take; -1. */
 static NodeId find_dying_operand(const Lifetimes *l, NodeId value, int32_t group) {
-    const Function *function = l->function;
-    if (node_at(function, value)->op == OP_STACK ||
-        !lies_along_rows(function, value, &function->groups.data[group]))
-        return -1;
     for (int64_t i = l->graph.read_start[group]; i < l->graph.read_start[group + 1]; i++) {
         NodeId operand = l->graph.reads[i];
-        if (node_at(function, operand)->placement.stored && l->last_read[operand] == group &&
+        if (l->last_read[operand] == group && l->slot_of[operand] >= 0 &&
             l->slots.data[l->slot_of[operand]].end == group &&
-            value_bytes(function, operand) == value_bytes(function, value) &&
-            group_reads_in_place(function, &l->graph, group, operand))
+            may_take_place_of(l->function, &l->graph, value, operand))
             return operand;
     }
     return -1;
@@ -62,7 +69,7 @@ static NodeId find_dying_operand(const Lifetimes *l, NodeId value, int32_t group
 
 static void place_value(Lifetimes *l, NodeId id, int32_t group, bool reuse) {
     NodeId operand = -1;
-    if (reuse && l->function->groups.data[group].kind == GROUP_FLAT)
+    if (reuse)
         operand = find_dying_operand(l, id, group);
     if (operand >= 0) {
         l->slot_of[id] = l->slot_of[operand];
@@ -71,9 +78,8 @@ static void place_value(Lifetimes *l, NodeId id, int32_t group, bool reuse) {
             l->last_read[id] > group ? l->last_read[id] : group + 1;
         return;
     }
-    ArenaSlot slot = {.bytes = aligned(value_bytes(l->function, id)),
-                      .begin = group,
-                      .end = l->last_read[id]};
+    ArenaSlot slot = {
+        .bytes = slot_bytes(l->function, id), .begin = group, .end = l->last_read[id]};
     l->slot_of[id] = (int32_t)l->slots.count;
     array_push(&l->slots, slot);
 }

@@ -17,6 +17,7 @@
  *   groups.c     what a group reads and stores, and what must run before it
  *   schedule.c   order of execution that lowers the peak
  *   lifetimes.c  from when to when a value lives; in place where legal; bytes over time
+ *   bounds.c     the bytes that no order of execution can do without
  *   packing.c    offsets for intervals of time with a size
  *   memory.c     the pass: a place in one arena for every value; the memory table
  *   counts.c     dots, kernels, FLOPs of a finished module
@@ -313,6 +314,11 @@ typedef struct Lifetimes {
 } Lifetimes;
 /* Of a scheduled function.  reuse: results take the place of operands that die.  In `arena`. */
 Lifetimes find_lifetimes(const Function *function, bool reuse, Arena *arena);
+/* Bytes of the place that a value takes: whole alignments. */
+int64_t slot_bytes(const Function *function, NodeId value);
+/* May `value` be computed into the place of `operand`, should that die in value's group? */
+bool may_take_place_of(const Function *function, const GroupGraph *graph, NodeId value,
+                       NodeId operand);
 /* By group, and one more for the copies at the end: bytes of the slots in use. */
 int64_t *slot_timeline(const Lifetimes *lifetimes, Arena *arena);
 /* A stored value's life in a scheduled function: from the group that computes it to the last that
@@ -329,6 +335,10 @@ int64_t value_lives(const Function *function, Arena *arena, ValueLife **lives);
 /* Bytes that are live while group g runs, by group, and one more for the copies at the end.  Values
  * that take one place in turn are counted once; every value is as large as its aligned place. */
 int64_t *live_bytes(const Function *function, Arena *arena);
+
+/* ---- bounds.c ------------------------------------------------------------------------------ */
+/* Bytes of live values that no order of the function's groups can do without, and no arena. */
+int64_t order_bound(const Function *function);
 
 /* ---- packing.c ----------------------------------------------------------------------------- */
 /* Gives every slot an offset; the size of the arena that holds them. */
