@@ -309,6 +309,9 @@ typedef struct ProgramSet {
 } ProgramSet;
 /* Emits every function but `init`. */
 ProgramSet *emit_programs(const Module *module);
+/* What program_memory and products need of it alone: no programs, no kernels.  A quarter of the
+ * time. */
+ProgramSet *outline_programs(const Module *module);
 void program_set_free(ProgramSet *set);
 /* memory_table with what only programs know: kernels' scratch, the inputs and what slabs are padded
  * by, in `workspace`, so that `peak` is what an executor holds. */

@@ -350,23 +350,38 @@ static double view_elements(const Function *function, const View *view) {
     return elements;
 }
 
-static Step emit_product(Emitter *e, int group) {
-    const Function *function = e->function;
+/* The write that the group's product makes, or NULL. */
+static const Write *product_write(const Emitter *e, int group) {
+    int32_t writes = e->index.write_begin[group + 1] - e->index.write_begin[group];
+    NodeId dot = e->index.members[e->index.member_begin[group]];
     INTERNAL_CHECK(e->index.member_begin[group + 1] == e->index.member_begin[group] + 1);
+    INTERNAL_CHECK(writes + node_at(e->function, dot)->placement.stored == 1);
+    return writes ? &e->function->writes.data[e->index.writes[e->index.write_begin[group]]]
+                  : NULL;
+}
+
+/* And the views of its operands. */
+static Product group_product(const Emitter *e, int group, View *a, View *b, View *result) {
+    const Function *function = e->function;
     NodeId dot = e->index.members[e->index.member_begin[group]];
     const Node *node = node_at(function, dot);
-    int32_t writes = e->index.write_begin[group + 1] - e->index.write_begin[group];
-    const Write *write = NULL;
-    if (writes)
-        write = &function->writes.data[e->index.writes[e->index.write_begin[group]]];
-    INTERNAL_CHECK(writes + node->placement.stored == 1);
-    View a, b, result = own_view(function, dot);
+    const Write *write = product_write(e, group);
     Product product;
     int blocking;
-    if (!view_of(function, node->inputs[0], &a) || !view_of(function, node->inputs[1], &b) ||
-        !product_of(function, dot, &a, &b, &result, &product, &blocking))
+    *result = own_view(function, dot);
+    if (!view_of(function, node->inputs[0], a) || !view_of(function, node->inputs[1], b) ||
+        !product_of(function, dot, a, b, result, &product, &blocking))
         internal_error("group %d of %s is no product", group, function->name);
     product.add = write && write->add;
+    return product;
+}
+
+static Step emit_product(Emitter *e, int group) {
+    const Function *function = e->function;
+    NodeId dot = e->index.members[e->index.member_begin[group]];
+    const Write *write = product_write(e, group);
+    View a, b, result;
+    Product product = group_product(e, group, &a, &b, &result);
     Step step = {.kind = STEP_PRODUCT, .operand_count = 3, .dot = dot};
     step.operands = arena_alloc_array(e->arena, 3, sizeof *step.operands);
     step.operands[product.swapped] = view_operand(function, &a);
@@ -441,14 +456,36 @@ static void measure_slabs(ProgramSet *set) {
     }
 }
 
-ProgramSet *emit_programs(const Module *module) {
+static Emitter emitter_new(const Module *module) {
     Arena *arena = arena_new();
     ProgramSet *set = arena_alloc(arena, sizeof *set);
     set->arena = arena;
     set->module = module;
-    Emitter emitter = {.set = set, .arena = arena};
     set->programs =
         arena_alloc_array(arena, (size_t)module->functions.count, sizeof *set->programs);
+    measure_slabs(set);
+    return (Emitter){.set = set, .arena = arena};
+}
+
+static ProgramSet *emitter_finish(Emitter *e) {
+    ProgramSet *set = e->set;
+    set->kernel_count = (int)e->kernels.count;
+    set->kernels = arena_copy(e->arena, e->kernels.data, set->kernel_count, sizeof(Kernel *));
+    set->kernel_names =
+        arena_copy(e->arena, e->kernel_names.data, set->kernel_count, sizeof(char *));
+    set->product_count = (int)e->products.count;
+    set->products = arena_copy(e->arena, e->products.data, set->product_count, sizeof(Product));
+    array_free(&e->kernels);
+    array_free(&e->kernel_names);
+    array_free(&e->products);
+    string_map_free(&e->kernel_by_text);
+    string_map_free(&e->product_by_text);
+    return set;
+}
+
+ProgramSet *emit_programs(const Module *module) {
+    Emitter emitter = emitter_new(module);
+    ProgramSet *set = emitter.set;
     for (int64_t i = 0; i < module->functions.count; i++) {
         const Function *function = module->functions.data[i];
         if (strcmp(function->name, "init") == 0)
@@ -458,20 +495,39 @@ ProgramSet *emit_programs(const Module *module) {
         if (program.arena_bytes > set->arena_bytes)
             set->arena_bytes = program.arena_bytes;
     }
-    measure_slabs(set);
-    set->kernel_count = (int)emitter.kernels.count;
-    set->kernels = arena_copy(arena, emitter.kernels.data, set->kernel_count, sizeof(Kernel *));
-    set->kernel_names =
-        arena_copy(arena, emitter.kernel_names.data, set->kernel_count, sizeof(char *));
-    set->product_count = (int)emitter.products.count;
-    set->products =
-        arena_copy(arena, emitter.products.data, set->product_count, sizeof(Product));
-    array_free(&emitter.kernels);
-    array_free(&emitter.kernel_names);
-    array_free(&emitter.products);
-    string_map_free(&emitter.kernel_by_text);
-    string_map_free(&emitter.product_by_text);
-    return set;
+    return emitter_finish(&emitter);
+}
+
+/* Shares the function's products; the bytes of its arena with its kernels' scratch. */
+static int64_t outline_function(Emitter *e, const Function *function) {
+    Arena *arena = arena_new();
+    e->function = function;
+    e->index = group_index(function, arena);
+    int64_t scratch = 0;
+    for (int group = 0; group < function->groups.count; group++) {
+        if (function->groups.data[group].kind == GROUP_PRODUCT) {
+            View a, b, result;
+            Product product = group_product(e, group, &a, &b, &result);
+            share_product(e, &product);
+            continue;
+        }
+        int64_t bytes = group_scratch_bytes(function, &e->index, group);
+        scratch = bytes > scratch ? bytes : scratch;
+    }
+    arena_free(arena);
+    return scratch_aligned(function->arena_bytes) + scratch;
+}
+
+ProgramSet *outline_programs(const Module *module) {
+    Emitter emitter = emitter_new(module);
+    for (int64_t i = 0; i < module->functions.count; i++) {
+        if (strcmp(module->functions.data[i]->name, "init") == 0)
+            continue;
+        int64_t bytes = outline_function(&emitter, module->functions.data[i]);
+        if (bytes > emitter.set->arena_bytes)
+            emitter.set->arena_bytes = bytes;
+    }
+    return emitter_finish(&emitter);
 }
 
 MemoryTable program_memory(const ProgramSet *set) {

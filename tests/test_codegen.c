@@ -234,6 +234,17 @@ static void place_states(Module *module) {
     }
 }
 
+/* What is measured without programs is what they measure. */
+static void expect_same_outline(const ProgramSet *set) {
+    ProgramSet *outline = outline_programs(set->module);
+    MemoryTable expected = program_memory(set), got = program_memory(outline);
+    assert_memory_equal(&got, &expected, sizeof got);
+    assert_int_equal(outline->product_count, set->product_count);
+    for (int i = 0; i < set->product_count; i++)
+        assert_memory_equal(&outline->products[i], &set->products[i], sizeof(Product));
+    program_set_free(outline);
+}
+
 static ProgramSet *emit_module(Module *module, bool no_fuse, bool no_reuse) {
     Diagnostics *diagnostics = diagnostics_new();
     PassContext context = {.module = module,
@@ -251,7 +262,9 @@ static ProgramSet *emit_module(Module *module, bool no_fuse, bool no_reuse) {
         print_error("%s\n", violation);
     assert_null(violation);
     diagnostics_free(diagnostics);
-    return emit_programs(module);
+    ProgramSet *set = emit_programs(module);
+    expect_same_outline(set);
+    return set;
 }
 
 static JitResult *compile_set(const ProgramSet *set) {
