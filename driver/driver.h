@@ -74,7 +74,7 @@ void compiled_free(Compiled *compiled);
  * kernels' scratch and the product library's. */
 MemoryTable planned_memory(const Compiled *compiled, int threads);
 /* The last pass whose module the interpreter runs. */
-#define LAST_GRAPH_PASS "update"
+#define LAST_GRAPH_PASS "recompute"
 /* Prints pending diagnostics; the exit code they ask for (0 or 1). */
 int finish(Diagnostics *diagnostics);
 

@@ -1,6 +1,7 @@
 /* The program, as a user runs it, against PyTorch in double precision (tests/oracle): the loss and
  * every gradient of the first batch through `colac grad`, ten losses through `colac train`, and
- * through the interpreter gradients and final weights to ten digits. */
+ * through the interpreter gradients and final weights to ten digits; all of it under every plan of
+ * the model that computes the same. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -17,15 +18,21 @@
 
 static char folder[64];
 
+enum { MAX_PLANS = 5 };
 typedef struct Case {
     const char *name, *model, *options;
+    const char *plans[MAX_PLANS]; /* that compute the same; "": none */
 } Case;
-static const Case llama_full = {"llama_full", "llama", ""};
-static const Case llama_gqa = {"llama_gqa", "llama", "-D J=2"};
-static const Case gpt2 = {"gpt2", "gpt2", ""};
-static const Case llama_cola = {"llama_cola", "llama", "--plan cola -D R=12 -D gate_silu=1"};
-static const Case llama_cola_nogate = {"llama_cola_nogate", "llama",
-                                       "--plan cola -D R=12 -D gate_silu=0"};
+#define FULL_RANK                                                                              \
+    { "", "full", "gcp" }
+#define LOW_RANK                                                                               \
+    { "cola", "cola_gcp", "cola_m", "cola_lean" }
+static const Case llama_full = {"llama_full", "llama", "", FULL_RANK};
+static const Case llama_gqa = {"llama_gqa", "llama", "-D J=2", FULL_RANK};
+static const Case gpt2 = {"gpt2", "gpt2", "", FULL_RANK};
+static const Case llama_cola = {"llama_cola", "llama", "-D R=12 -D gate_silu=1", LOW_RANK};
+static const Case llama_cola_nogate = {"llama_cola_nogate", "llama", "-D R=12 -D gate_silu=0",
+                                       LOW_RANK};
 
 static const char *colac(void) {
     const char *path = getenv("COLAC");
@@ -42,13 +49,15 @@ static json_t *expectation(const Case *c) {
 }
 
 /* Runs `colac COMMAND models/…` on the case, with its sizes; standard output into `output`. */
-static void run_case(const Case *c, const char *command, const char *more, Text *output) {
+static void run_case(const Case *c, const char *plan, const char *command, const char *more,
+                     Text *output) {
     json_t *expect = expectation(c), *dims = json_object_get(expect, "dims");
     Text line = {0};
     text_printf(&line,
-                "%s %s models/%s.cola %s --weights tests/oracle/%s/init.safetensors "
+                "%s %s models/%s.cola %s %s %s --weights tests/oracle/%s/init.safetensors "
                 "--data tests/oracle/%s/tokens.bin --order sequential --names hf --json %s",
-                colac(), command, c->model, c->options, c->name, c->name, more);
+                colac(), command, c->model, *plan ? "--plan" : "", plan, c->options, c->name,
+                c->name, more);
     static const char *const sizes[] = {"V", "D", "H", "L", "F", "S", "B"};
     for (int i = 0; i < COUNT_OF(sizes); i++)
         if (json_object_get(dims, sizes[i]))
@@ -115,13 +124,14 @@ static void close_to(double got, double expected, double bound, const char *what
     assert_true(fabs(got - expected) <= bound * fabs(expected));
 }
 
-static void check_grad(const Case *c, const char *device, double loss_bound, double bound) {
+static void check_grad(const Case *c, const char *plan, const char *device, double loss_bound,
+                       double bound) {
     char more[256], got[128], expected[128];
-    snprintf(got, sizeof got, "%s/grad_%s.safetensors", folder, c->name);
+    snprintf(got, sizeof got, "%s/grad_%s_%s.safetensors", folder, c->name, plan);
     snprintf(expected, sizeof expected, "tests/oracle/%s/grads.safetensors", c->name);
     snprintf(more, sizeof more, "--device %s -o %s", device, got);
     Text output = {0};
-    run_case(c, "grad", more, &output);
+    run_case(c, plan, "grad", more, &output);
     json_t *object = json_loads(text_string(&output), JSON_DISABLE_EOF_CHECK, NULL);
     json_t *expect = expectation(c);
     close_to(json_number_value(json_object_get(object, "loss")),
@@ -133,15 +143,17 @@ static void check_grad(const Case *c, const char *device, double loss_bound, dou
     text_free(&output);
 }
 
-static void check_train(const Case *c, const char *device, double bound, double weight_bound) {
+static void check_train(const Case *c, const char *plan, const char *device, double bound,
+                        double weight_bound) {
     char more[256], got[128], expected[128];
     snprintf(more, sizeof more,
-             "--device %s --recipe tests/oracle/recipe.cola:oracle --steps 10 --out %s/%s_%s",
-             device, folder, c->name, device);
-    snprintf(got, sizeof got, "%s/%s_%s/weights.safetensors", folder, c->name, device);
+             "--device %s --recipe tests/oracle/recipe.cola:oracle --steps 10 --out "
+             "%s/%s_%s_%s",
+             device, folder, c->name, device, plan);
+    snprintf(got, sizeof got, "%s/%s_%s_%s/weights.safetensors", folder, c->name, device, plan);
     snprintf(expected, sizeof expected, "tests/oracle/%s/final.safetensors", c->name);
     Text output = {0};
-    run_case(c, "train", more, &output);
+    run_case(c, plan, "train", more, &output);
     json_t *expect = expectation(c);
     int steps = 0;
     for (char *line = strtok(output.data, "\n"); line; line = strtok(NULL, "\n")) {
@@ -168,17 +180,37 @@ static void check_train(const Case *c, const char *device, double bound, double 
     text_free(&output);
 }
 
+typedef void (*Check)(const Case *c, const char *plan);
+static void under_every_plan(const Case *c, Check check) {
+    for (int i = 0; i < MAX_PLANS && c->plans[i]; i++) {
+        print_message("%s, plan `%s`\n", c->name, c->plans[i]);
+        check(c, c->plans[i]);
+    }
+}
+
+static void grad_in_f32(const Case *c, const char *plan) {
+    check_grad(c, plan, "cpu", 1e-6, 1e-5);
+}
 static void gradients_in_f32(void **state) {
-    check_grad(*state, "cpu", 1e-6, 1e-5);
+    under_every_plan(*state, grad_in_f32);
+}
+static void train_in_f32(const Case *c, const char *plan) {
+    check_train(c, plan, "cpu", 1e-5, 0);
 }
 static void ten_losses_in_f32(void **state) {
-    check_train(*state, "cpu", 1e-5, 0);
+    under_every_plan(*state, train_in_f32);
+}
+static void grad_by_interpreter(const Case *c, const char *plan) {
+    check_grad(c, plan, "interpreter", 1e-10, 1e-10);
 }
 static void gradients_by_interpreter(void **state) {
-    check_grad(*state, "interpreter", 1e-10, 1e-10);
+    under_every_plan(*state, grad_by_interpreter);
+}
+static void train_by_interpreter(const Case *c, const char *plan) {
+    check_train(c, plan, "interpreter", 1e-10, 1e-10);
 }
 static void ten_steps_by_interpreter(void **state) {
-    check_train(*state, "interpreter", 1e-10, 1e-10);
+    under_every_plan(*state, train_by_interpreter);
 }
 
 static int begin(void **state) {
