@@ -233,19 +233,26 @@ static bool share_memory(const Function *function, NodeId a, NodeId b) {
                                      (StateId)y->attr.integer));
 }
 
-/* Does a view run along the rows as their own dense memory does? */
-static bool runs_along_rows(const Function *function, const Group *group, NodeId value) {
-    View view;
-    if (!view_of(function, value, &view) || view.base != 0)
-        return false;
+/* The axes that the loops of a flat or row group run over, slowest first; their number. */
+static int loop_axes(const Group *group, AxisId *axes) {
+    memcpy(axes, group->rows, (size_t)group->row_count * sizeof *axes);
+    if (group->kind == GROUP_FLAT)
+        return group->row_count;
+    memcpy(axes + group->row_count, group->inner, (size_t)group->inner_count * sizeof *axes);
+    return group->row_count + group->inner_count;
+}
+
+/* Does a view run along the loops as their own dense memory does? */
+static bool runs_along_loops(const Module *module, const Group *group, const View *view) {
+    AxisId axes[2 * MAX_AXES];
     int64_t stride = 1;
-    for (int i = group->row_count - 1; i >= 0; i--) {
-        int64_t size = function->module->axes.data[group->rows[i]].size;
-        if (size > 1 && view_stride(&view, group->rows[i]) != stride)
+    for (int i = loop_axes(group, axes) - 1; i >= 0; i--) {
+        int64_t size = module->axes.data[axes[i]].size;
+        if (size > 1 && view_stride(view, axes[i]) != stride)
             return false;
         stride *= size;
     }
-    return true;
+    return view->base == 0;
 }
 
 /* A computed node together with where it is wanted: at the loops' own index or at another. */
@@ -288,8 +295,10 @@ static bool visit_operand(PlaceWalk *walk, NodeId operand, bool at_index) {
     }
     if (!share_memory(function, id, walk->root))
         return true;
+    View view;
     return at_index && same_memory(function, id, walk->root) &&
-           runs_along_rows(function, &function->groups.data[walk->group], operand);
+           view_of(function, operand, &view) &&
+           runs_along_loops(function->module, &function->groups.data[walk->group], &view);
 }
 
 static bool visit_inputs(PlaceWalk *walk, Visit visit) {
@@ -302,10 +311,9 @@ static bool visit_inputs(PlaceWalk *walk, Visit visit) {
     return true;
 }
 
-bool group_reads_in_place(const Function *function, const GroupGraph *graph, int group,
-                          NodeId root) {
-    if (function->groups.data[group].kind != GROUP_FLAT)
-        return false;
+/* Does the group read the root only where its loops are? */
+static bool reads_at_loops(const Function *function, const GroupGraph *graph, int32_t group,
+                           NodeId root) {
     PlaceWalk walk = {.function = function, .group = group, .root = root, .seen = graph->marks};
     bool in_place = true;
     for (int64_t i = graph->member_start[group]; i < graph->member_start[group + 1]; i++)
@@ -317,4 +325,55 @@ bool group_reads_in_place(const Function *function, const GroupGraph *graph, int
     array_free(&walk.pending);
     array_free(&walk.touched);
     return in_place;
+}
+
+bool group_reads_in_place(const Function *function, const GroupGraph *graph, int group,
+                          NodeId root) {
+    return function->groups.data[group].kind == GROUP_FLAT &&
+           reads_at_loops(function, graph, group, root);
+}
+
+/* Does the value depend on every reduction of its group?  Then it is made in the last sweep. */
+static bool follows_reductions(const Function *function, const GroupGraph *graph,
+                               NodeId value) {
+    int32_t group = node_at(function, value)->placement.group;
+    ARRAY(NodeId) above = {0};
+    array_push(&above, value);
+    graph->marks[value] = 1;
+    for (int64_t next = 0; next < above.count; next++) {
+        const Node *node = node_at(function, above.data[next]);
+        for (int i = 0; i < node->input_count; i++) {
+            NodeId input = node->inputs[i];
+            if (graph->marks[input] || has_memory(node_at(function, input), group))
+                continue;
+            graph->marks[input] = 1;
+            array_push(&above, input);
+        }
+    }
+    bool follows = true;
+    for (int64_t i = graph->member_start[group]; i < graph->member_start[group + 1]; i++) {
+        Op op = node_at(function, graph->members[i])->op;
+        follows &= (op != OP_SUM && op != OP_MAX) || graph->marks[graph->members[i]];
+    }
+    for (int64_t i = 0; i < above.count; i++)
+        graph->marks[above.data[i]] = 0;
+    array_free(&above);
+    return follows;
+}
+
+bool may_take_place_of(const Function *function, const GroupGraph *graph, NodeId value,
+                       NodeId operand) {
+    const Node *node = node_at(function, value), *taken = node_at(function, operand);
+    const Module *module = function->module;
+    const Group *group = &function->groups.data[node->placement.group];
+    if ((group->kind != GROUP_FLAT && group->kind != GROUP_ROW) || node->op == OP_STACK ||
+        !taken->placement.stored ||
+        dtype_bytes(taken->type.dtype) != dtype_bytes(node->type.dtype) ||
+        type_elements(module, taken->type) != type_elements(module, node->type))
+        return false;
+    AxisId axes[2 * MAX_AXES];
+    View own = own_view(function, value);
+    return own.count == loop_axes(group, axes) && runs_along_loops(module, group, &own) &&
+           (group->kind == GROUP_FLAT || follows_reductions(function, graph, value)) &&
+           reads_at_loops(function, graph, node->placement.group, operand);
 }

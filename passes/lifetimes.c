@@ -1,7 +1,7 @@
 /* passes/lifetimes.c: how long values live, and which of them take one place in turn.
  *
- * A value lives from the group that computes it to the last that reads it.  A flat group may
- * put its result where an operand was that dies there: the two are then one slot. */
+ * A value lives from the group that computes it to the last that reads it.  A group may put its
+ * result where an operand was that dies there: the two are then one slot. */
 #include "passes/passes.h"
 
 static int64_t value_bytes(const Function *function, NodeId id) {
@@ -29,30 +29,6 @@ static void find_last_reads(Lifetimes *l) {
         if (source >= 0 && !function->writes.data[i].direct)
             l->last_read[source] = (int32_t)function->groups.count;
     }
-}
-
-/* Does the value lie in memory as the loops of its group run? */
-static bool lies_along_rows(const Function *function, NodeId id, const Group *group) {
-    View own = own_view(function, id);
-    int64_t stride = 1;
-    for (int i = group->row_count - 1; i >= 0; i--) {
-        int64_t size = function->module->axes.data[group->rows[i]].size;
-        if (size > 1 && view_stride(&own, group->rows[i]) != stride)
-            return false;
-        stride *= size;
-    }
-    return own.count == group->row_count;
-}
-
-bool may_take_place_of(const Function *function, const GroupGraph *graph, NodeId value,
-                       NodeId operand) {
-    int32_t group = node_at(function, value)->placement.group;
-    return function->groups.data[group].kind == GROUP_FLAT &&
-           node_at(function, value)->op != OP_STACK &&
-           node_at(function, operand)->placement.stored &&
-           value_bytes(function, operand) == value_bytes(function, value) &&
-           lies_along_rows(function, value, &function->groups.data[group]) &&
-           group_reads_in_place(function, graph, group, operand);
 }
 
 /* An operand that dies in the group, and whose place the value can take; -1. */

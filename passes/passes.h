@@ -254,7 +254,8 @@ View state_view(const Module *module, StateId state);
  *   - a scatter_add that sums no axis (from_count 0) is a map: index(to) == index ? value : 0.
  * Memory is only loaded that another group wrote (views of a stack are never read in the group
  * that stores it).  In a loop body all loads come before the stores: a flat group may read, at the
- * very index it writes, a state it writes or a value whose memory it takes over.
+ * very index it writes, a state it writes or a value whose memory it takes over; a row group may take
+ * over memory too (may_take_place_of).
  * What each kind holds (axes as sets; rows and inner are in loop order, slowest first):
  *   flat     stores with axes `rows`; or stacks, whose *parts* have the axes `rows`: each part is
  *            stored at its position of the stack's memory.  No reductions.
@@ -294,6 +295,11 @@ GroupGraph group_graph(const Function *function, Arena *arena);
  * that it computes: element by element along its rows?  Then it may overwrite it. */
 bool group_reads_in_place(const Function *function, const GroupGraph *graph, int group,
                           NodeId root);
+/* May `value` be computed into the place of `operand`, a stored value that nobody reads after
+ * value's group?  So a flat group may do, and a row group in its last sweep, where both lie in memory
+ * as its loops run, rows and then inner axes, and the operand is read at the loops' index alone. */
+bool may_take_place_of(const Function *function, const GroupGraph *graph, NodeId value,
+                       NodeId operand);
 /* Do two states share memory: are they one, or one a window over the other? */
 bool states_overlap(const Module *module, StateId a, StateId b);
 
@@ -316,9 +322,6 @@ typedef struct Lifetimes {
 Lifetimes find_lifetimes(const Function *function, bool reuse, Arena *arena);
 /* Bytes of the place that a value takes: whole alignments. */
 int64_t slot_bytes(const Function *function, NodeId value);
-/* May `value` be computed into the place of `operand`, should that die in value's group? */
-bool may_take_place_of(const Function *function, const GroupGraph *graph, NodeId value,
-                       NodeId operand);
 /* By group, and one more for the copies at the end: bytes of the slots in use. */
 int64_t *slot_timeline(const Lifetimes *lifetimes, Arena *arena);
 /* A stored value's life in a scheduled function: from the group that computes it to the last that

@@ -631,7 +631,8 @@ static const char *machine_run(Machine *m) {
 }
 
 /* No two stored values share a byte while both are wanted, as the loads of a run showed; but a
- * flat group's result may lie exactly on an operand that it is the last to load. */
+ * result of a flat or row group may lie exactly on an operand that the group is the last to
+ * load. */
 static bool lifetimes_are_apart(const Machine *m) {
     const Function *f = m->function;
     for (NodeId a = 0; a < f->nodes.count; a++)
@@ -646,7 +647,7 @@ static bool lifetimes_are_apart(const Machine *m) {
             bool overlap = x->offset < end_y && y->offset < end_x;
             int32_t last = m->last_load[a] > x->group ? m->last_load[a] : x->group;
             bool in_place = x->group < y->group && last == y->group && x->offset == y->offset &&
-                            end_x == end_y && f->groups.data[y->group].kind == GROUP_FLAT;
+                            end_x == end_y && f->groups.data[y->group].kind <= GROUP_ROW;
             if (overlap && last >= y->group && !in_place)
                 return false;
         }
