@@ -24,6 +24,7 @@ bool compile(Compiled *compiled, const Options *options, const char *last, bool 
             .no_fuse = options->no_fuse,
             .no_reuse = options->no_reuse,
             .for_training = for_training,
+            .budget = &compiled->budget,
         };
         run_passes(&context, last, &compiled->reports);
         compiled->compilation->module = context.module;

@@ -3,7 +3,12 @@
  *   main.c      the table of commands
  *   options.c   the table of options; what each command takes
  *   compile.c   model text to a scheduled module and its programs, as every command needs it
+ *   figures.c   what check, plan and others say of a compiled model: parameters, FLOPs, bytes
+ *   values.c    what values are called, in the names of the text; tables of them
+ *   directives.c which directives of a plan change the model, and which are exact
  *   check.c     colac check
+ *   timeline.c  the memory of a step over its course
+ *   plan.c      colac plan
  *   ir.c        colac ir, colac opt
  *   build.c     colac build
  *   profile.c   colac profile
@@ -12,6 +17,7 @@
  *   chart.c     pictures of measurements: series of points as a self-contained SVG
  *   draw.c      colac chart
  *   sweep.c     colac sweep
+ *   sweep_page.c its table, its picture, its page
  *
  * Exit codes: 0 success, 1 the input is wrong, 2 wrong argument syntax, 3 our bug.
  */
@@ -20,8 +26,10 @@
 
 #include "runtime/runtime.h"
 
+struct json_t;
+
 /* ---- options.c ----------------------------------------------------------------------------- */
-enum { MAX_DEFINES = 64 };
+enum { MAX_DEFINES = 64, MAX_OVER = 8, MAX_SEEDS = 64 };
 typedef enum DeviceChoice { DEVICE_CPU, DEVICE_INTERPRETER } DeviceChoice;
 
 typedef struct Options {
@@ -38,7 +46,22 @@ typedef struct Options {
     SampleOrder order;
     int64_t steps;           /* 0: the recipe's */
     bool json, dot, check_only, list_parameters;
+    bool list_layers, list_directives, timeline, explain;
     bool no_fuse, no_reuse, poison, check_nan;
+    /* sweep */
+    const char *over[MAX_OVER]; /* NAME=V1,V2,… in the order given */
+    int over_count;
+    const char *rank;           /* values of R */
+    uint64_t seeds[MAX_SEEDS];
+    int seed_count;
+    bool keep_runs;
+    int argument_count;         /* the command line, as it was given */
+    char **arguments;
+    struct {
+        const char *x, *y, *series, *label, *error, *lines; /* keys; lines: names of series */
+        const char *title, *subtitle, *x_title, *y_title;
+        bool log_x, log_y, frontier, mean;
+    } chart;
 } Options;
 
 typedef struct Command {
@@ -62,6 +85,7 @@ typedef struct Compiled {
     Compilation *compilation;
     PassReports reports;
     ProgramSet *programs; /* NULL until compile_programs */
+    BudgetReport budget;  /* of a plan with a bound */
     double seconds;
 } Compiled;
 /* Expands the model and runs the passes up to `last` (NULL: all).  False after printing what is
@@ -77,6 +101,77 @@ MemoryTable planned_memory(const Compiled *compiled, int threads);
 #define LAST_GRAPH_PASS "recompute"
 /* Prints pending diagnostics; the exit code they ask for (0 or 1). */
 int finish(Diagnostics *diagnostics);
+
+/* ---- figures.c ----------------------------------------------------------------------------- */
+typedef struct Figures {
+    int64_t parameters, low_rank; /* low_rank: of blocks that `factorize` placed */
+    FlopTable flops;              /* a token */
+    double published;             /* recomputed as published, a token; 0: the plan recomputes nothing */
+    double attention;             /* products between two values, a token: whole squares; in all of
+                                     forward, backward and recompute */
+    double attention_executed;    /* the same as the program runs them */
+    MemoryTable memory;
+    int kernels, dots, copies;
+} Figures;
+Figures figures_of(const Compiled *compiled, int threads);
+double figures_products(const Figures *figures); /* FLOPs a token of all products */
+/* Elements of all weights; *low_rank (or NULL) grows by those of factorized blocks. */
+int64_t module_parameters(const Module *module, int64_t *low_rank);
+/* The object of `check --json`; with a plan's name, of `plan --json`. */
+void print_figures_json(const Figures *figures, const char *plan);
+/* FILE, preset P, plan Q, … */
+void print_heading(const Request *request, const Compilation *compilation);
+/* One object, a line; it is gone then. */
+void print_json_object(struct json_t *object);
+const char *scaled_text(double number, char buffer[32]); /* 24.18 M */
+const char *place_text(Span span, Arena *arena);         /* models/llama.cola:46; "": no place */
+
+/* ---- values.c ------------------------------------------------------------------------------ */
+/* layer[3].attn.wq: the instance 3 of loop `layer`, and attn.wq within it.  A path with no index is
+ * all `rest`, with loop "" and index -1. */
+typedef struct PathParts {
+    const char *loop;
+    int64_t index;
+    const char *rest; /* further indices as [*] */
+} PathParts;
+PathParts split_path(const char *path, Arena *arena);
+typedef ARRAY(int64_t) IndexList;
+const char *loop_text(const char *loop, IndexList *indices, Arena *arena); /* layer[0..6, 9] */
+
+/* What the text calls the values of a function.  Memory in `arena`. */
+typedef struct ValueNames ValueNames;
+ValueNames *value_names(const Function *function, Arena *arena);
+typedef struct ValueRow { /* one value of a block, in all its instances */
+    const char *section;  /* layer[0..7]; "": outside of loops */
+    const char *name;     /* attn.wq.low; without a name: attn_norm: div */
+    bool named;
+    Span span;
+    int64_t values, bytes; /* their number; bytes and FLOPs in sum */
+    double flops;
+} ValueRow;
+/* by_line: values without a name are one row for a line of the text, else one for each op. */
+typedef struct ValueTable ValueTable;
+ValueTable *value_table_new(const ValueNames *names, bool by_line);
+void value_table_add(ValueTable *table, NodeId id, int64_t bytes, double flops);
+ValueRow *value_table_rows(ValueTable *table, int64_t *count); /* once; the table's own */
+void value_table_free(ValueTable *table);
+const char *value_row_path(const ValueRow *row, Arena *arena); /* layer[0..7].attn.wq.low */
+
+/* ---- directives.c -------------------------------------------------------------------------- */
+typedef enum ReportClass {
+    CLASS_MODEL_CHANGING, /* another model: other parameters or another function */
+    CLASS_EXACT,          /* the same bits */
+    CLASS_TOLERANT,       /* the same mathematics, other roundings */
+    CLASS_UNUSED          /* nothing reads it, or a later directive replaces it */
+} ReportClass;
+const char *report_class_name(ReportClass report_class);
+/* Every directive of the plan, a line each: place, text, class, what it does to the parameters. */
+void print_directives(const Options *options, const Compiled *compiled, bool json);
+
+/* ---- timeline.c ---------------------------------------------------------------------------- */
+/* Live bytes over the groups of the function that needs the largest arena, where they are most, and
+ * what is live there. */
+void print_timeline(const Compiled *compiled, bool json);
 
 /* ---- chart.c -------------------------------------------------------------------------------
  * A picture of measurements.  The SVG stands alone (no script, no font, no file beside it), reads
@@ -110,12 +205,40 @@ typedef struct Chart {
     int64_t series_count;
 } Chart;
 void chart_svg(const Chart *chart, Text *out);
+typedef struct Mean {
+    double value, spread; /* spread: the standard deviation of a sample; 0 of one value */
+    int64_t count;
+} Mean;
+Mean mean_of(const double *values, int64_t count);
 /* Appends text as XML and HTML take it: & < > " escaped, what is no UTF-8 or no character of XML
  * replaced by `?`. */
 void xml_escape(const char *text, Text *out);
 
+/* ---- sweep.c sweep_page.c ------------------------------------------------------------------ */
+/* A name to go through, and its values as they were written. */
+typedef struct SweepChoice {
+    const char *name, **values; /* [count] */
+    int count;
+} SweepChoice;
+typedef struct SweepTable {
+    const Options *options;
+    int choice_count;
+    SweepChoice choices[MAX_OVER];
+    ARRAY(struct json_t *) rows; /* a combination's seeds are neighbours, so are a plan's rows */
+    ARRAY(Source) texts;         /* all that were compiled */
+} SweepTable;
+void sweep_print(const SweepTable *table); /* the table, on standard output */
+void sweep_picture(const SweepTable *table, Text *out);                /* SVG */
+void sweep_page(const SweepTable *table, const char *svg, Text *out);  /* HTML that holds it */
+void sweep_add_texts(SweepTable *table, const Texts *texts, Arena *arena);
+/* `memory.peak`: the key itself, or a way through objects.  NULL; NaN where there is no number. */
+const struct json_t *value_in_row(const struct json_t *row, const char *key);
+double number_in_row(const struct json_t *row, const char *key);
+void put_row(const struct json_t *row, Text *out); /* a line */
+
 /* ---- commands ------------------------------------------------------------------------------ */
 int run_check_command(Options *options);
+int run_plan_command(Options *options);
 int run_ir_command(Options *options);
 int run_opt_command(Options *options);
 int run_build_command(Options *options);
@@ -123,6 +246,8 @@ int run_profile_command(Options *options);
 int run_train_command(Options *options);
 int run_grad_command(Options *options);
 int run_eval_command(Options *options);
+int run_sweep_command(Options *options);
+int run_chart_command(Options *options);
 int run_fmt_command(Options *options);
 int run_data_command(Options *options);
 

@@ -114,7 +114,7 @@ static bool parse_seed(Options *options, const char *value) {
     return true;
 }
 
-#define MODELS       " check train grad profile build ir opt "
+#define MODELS       " plan sweep check train grad profile build ir opt "
 #define AT(field)    offsetof(Options, field), NULL
 #define BY(function) 0, function
 static const Option option_list[] = {
@@ -127,11 +127,20 @@ static const Option option_list[] = {
      "a dim or flag of model or plan, a value of the recipe"},
     {"--params", NULL, TAKES_NOTHING, AT(list_parameters), " check ",
      "list every parameter: its path, axes and number of elements"},
-    {"--precision", "f32", TAKES_CUSTOM, BY(parse_precision), MODELS,
-     "the precision of products"},
+    {"--explain", NULL, TAKES_NOTHING, AT(explain), " plan ",
+     "what each plan keeps and what it makes again, by name and line"},
+    {"--layers", NULL, TAKES_NOTHING, AT(list_layers), " check ",
+     "parameters, FLOPs and kept bytes by layer"},
+    {"--timeline", NULL, TAKES_NOTHING, AT(timeline), " check ",
+     "memory over the steps of a micro-batch, and what is live at the peak"},
+    {"--directives", NULL, TAKES_NOTHING, AT(list_directives), " check ",
+     "with --json too: the plan's directives, their class and what they change"},
+    {"--precision", "f32|bf16", TAKES_CUSTOM, BY(parse_precision), MODELS,
+     "of products; wins over the plan's"},
     {"--device", "cpu|interpreter", TAKES_CUSTOM, BY(parse_device), MODELS " eval ",
      "where to run; the interpreter computes in double precision"},
-    {"--threads", "N", TAKES_CUSTOM, BY(parse_threads), " check build train grad eval profile ",
+    {"--threads", "N", TAKES_CUSTOM, BY(parse_threads),
+     " plan sweep check build train grad eval profile ",
      "threads; else OMP_NUM_THREADS, else all processors"},
     {"--seed", "N", TAKES_CUSTOM, BY(parse_seed), " train grad profile ",
      "of initial values, data order and random(...)"},

@@ -40,20 +40,20 @@ bool spend_step(Expander *x, const Frame *f, Span span) {
 
 /* ---- names --------------------------------------------------------------------------- */
 
-void record_name(Expander *x, const Frame *f, NodeId value, const char *name) {
-    NamedValue named = {f->scope, arena_strdup(x->module->arena, name), value};
+void record_name(Expander *x, const Frame *f, NodeId value, Name name) {
+    NamedValue named = {f->scope, arena_strdup(x->module->arena, name.text), value, name.span};
     array_push(&x->function->names, named);
 }
 
 /* A value takes the name it is bound to, when it has none and belongs to this block. */
-static void name_node(Expander *x, const Frame *f, Value value, const char *name) {
+static void name_node(Expander *x, const Frame *f, Value value, Name name) {
     if (value.kind != VALUE_TENSOR || frame_is_fn(f))
         return;
-    array_push(&x->value_names, path_join(x, f->instance->path, name));
+    array_push(&x->value_names, path_join(x, f->instance->path, name.text));
     record_name(x, f, value.node, name);
     Node *node = &x->function->nodes.data[value.node];
     if (!node->name && node->input_count > 0 && (node->scope == f->scope || node->scope == 0))
-        node->name = name;
+        node->name = name.text;
 }
 
 /* Binds a name in this body.  A loop's body may rebind what it finds outside; otherwise a name
@@ -73,7 +73,7 @@ static void bind_name(Expander *x, Frame *f, Name name, Value value) {
              "choose another name; only a `for` gives a new value to a name from outside it");
         return;
     }
-    name_node(x, f, value, name.text);
+    name_node(x, f, value, name);
 }
 
 static void execute_bind(Expander *x, Frame *f, const Statement *s) {

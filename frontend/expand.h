@@ -218,7 +218,7 @@ AxisList axes_only_in(Type a, Type b);
 
 /* ---- expand.c ------------------------------------------------------------------------ */
 /* In block instance f->scope, `name` stands for the value. */
-void record_name(Expander *x, const Frame *f, NodeId value, const char *name);
+void record_name(Expander *x, const Frame *f, NodeId value, Name name);
 typedef ARRAY(const Item *) Chain;
 typedef struct ItemEntry {
     const Item *item;
@@ -333,6 +333,7 @@ bool check_selector(Expander *x, const Selector *selector, DimTable *table,
 typedef ARRAY(const char *) Paths;
 void declare_plan(Expander *x); /* its chain, dims, presets and `set` */
 void check_plan(Expander *x);   /* after expansion: selectors, factorized weights */
+void settle_precision(Compilation *c, const Request *request); /* after check_plan */
 void weight_paths(const Expander *x, Paths *paths);
 /* Paths of the parameters that factorize will make (or, values: of all it names). */
 void factorized_paths(Expander *x, bool values, Paths *paths);

@@ -402,7 +402,7 @@ Value expand_block(Expander *x, Frame *callee, ScopeId parent, const char *path,
     for (const Parameter *p = callee->item->parameters; p && p->group == 0; p = p->next) {
         const Binding *bound = frame_find(callee, p->name.text);
         if (bound && bound->kind == BIND_VALUE && bound->value.kind == VALUE_TENSOR)
-            record_name(x, callee, bound->value.node, p->name.text);
+            record_name(x, callee, bound->value.node, p->name);
     }
     Value result = run_body(x, callee);
     if (result.kind == VALUE_TENSOR) {
@@ -410,7 +410,7 @@ Value expand_block(Expander *x, Frame *callee, ScopeId parent, const char *path,
         if (!node->name && node->scope == instance.scope)
             node->name = "out";
         array_push(&x->value_names, path_join(x, path, "out"));
-        record_name(x, callee, result.node, "out");
+        record_name(x, callee, result.node, (Name){"out", node->span});
     }
     string_map_free(&instance.names);
     array_free(&instance.spans);

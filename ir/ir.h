@@ -206,6 +206,7 @@ typedef struct NamedValue {
     ScopeId scope;
     const char *name;
     NodeId node;
+    Span span; /* where the text binds the name; not printed */
 } NamedValue;
 
 typedef struct Function {

@@ -1,0 +1,151 @@
+/* The figures of a compiled model: what check, plan and their JSON say of it. */
+#include "driver/driver.h"
+
+#include <jansson.h>
+
+/* ---- products between two values ------------------------------------------------------ */
+
+static NodeId below_views(const Function *function, NodeId id) {
+    while (node_is_view(node_at(function, id)) || node_at(function, id)->op == OP_CAST)
+        id = node_at(function, id)->inputs[0];
+    return id;
+}
+
+/* Is it a weight, or weights side by side? */
+static bool is_weight(const Function *function, NodeId id) {
+    id = below_views(function, id);
+    const Node *node = node_at(function, id);
+    return node->op == OP_STATE ||
+           (node->op == OP_STACK && is_weight(function, node->inputs[0]));
+}
+
+/* Products have a weight as operand, give a weight's gradient, or are between two values, as in
+ * attention.  By node: is it one of the last kind? */
+static bool *products_of_values(const Function *function) {
+    bool *between = checked_alloc((size_t)function->nodes.count * sizeof *between);
+    for (NodeId id = 0; id < function->nodes.count; id++) {
+        const Node *node = node_at(function, id);
+        between[id] = node->op == OP_DOT && !is_weight(function, node->inputs[0]) &&
+                      !is_weight(function, node->inputs[1]) &&
+                      !(node->adjoint_of >= 0 && is_weight(function, node->adjoint_of));
+    }
+    for (int64_t i = 0; i < function->writes.count; i++) {
+        NodeId source = write_source(function, function->writes.data[i].value);
+        if (source >= 0)
+            between[source] = false;
+    }
+    return between;
+}
+
+static void attention_flops(const Compiled *compiled, double tokens, Figures *figures) {
+    const Program *program = program_find(compiled->programs, "micro");
+    if (!program)
+        return;
+    const Function *function = program->function;
+    bool *between = products_of_values(function);
+    for (NodeId id = 0; id < function->nodes.count; id++)
+        if (between[id])
+            figures->attention += node_flops(function, node_at(function, id)) / tokens;
+    for (int64_t i = 0; i < program->step_count; i++)
+        if (program->steps[i].dot >= 0 && between[program->steps[i].dot])
+            figures->attention_executed += program->steps[i].flops / tokens;
+    free(between);
+}
+
+/* ---- all of them ---------------------------------------------------------------------- */
+
+int64_t module_parameters(const Module *module, int64_t *low_rank) {
+    int64_t all = 0;
+    for (int64_t i = 0; i < module->states.count; i++) {
+        const State *state = &module->states.data[i];
+        if (state->role != ROLE_WEIGHT || state->flat)
+            continue;
+        int64_t elements = type_elements(module, state_type(state));
+        all += elements;
+        if (low_rank && state->low_rank)
+            *low_rank += elements;
+    }
+    return all;
+}
+
+static double published_flops(const Compiled *compiled, double tokens) {
+    Module *module = compiled->compilation->module;
+    PassContext context = {.module = module,
+                           .compilation = compiled->compilation,
+                           .diagnostics = compiled->diagnostics};
+    const Function *micro = module_find_function(module, "micro");
+    bool asked = micro && compiled->compilation->recompute_count;
+    return asked ? published_recompute_flops(&context, micro) / tokens : 0;
+}
+
+Figures figures_of(const Compiled *compiled, int threads) {
+    const Compilation *compilation = compiled->compilation;
+    const Module *module = compilation->module;
+    int64_t tokens = compilation->sequences * compilation->positions;
+    Figures figures = {0};
+    figures.parameters = module_parameters(module, &figures.low_rank);
+    figures.flops = flop_table(module, tokens);
+    figures.published = published_flops(compiled, (double)tokens);
+    attention_flops(compiled, (double)tokens, &figures);
+    figures.memory = planned_memory(compiled, threads);
+    StructureCounts micro = structure_counts(module, "micro");
+    StructureCounts update = structure_counts(module, "update");
+    figures.kernels = micro.kernels + update.kernels;
+    figures.dots = micro.dots + update.dots;
+    figures.copies = micro.copies + update.copies;
+    return figures;
+}
+
+double figures_products(const Figures *figures) {
+    const FlopTable *f = &figures->flops;
+    return f->forward + f->backward + f->recompute + f->head;
+}
+
+/* ---- in print ------------------------------------------------------------------------- */
+
+void print_json_object(json_t *object) {
+    INTERNAL_CHECK(object);
+    json_dumpf(object, stdout, JSON_COMPACT | JSON_REAL_PRECISION(17));
+    putchar('\n');
+    json_decref(object);
+}
+
+void print_figures_json(const Figures *figures, const char *plan) {
+    const FlopTable *flops = &figures->flops;
+    const MemoryTable *memory = &figures->memory;
+    json_t *object = json_object();
+    if (plan)
+        json_object_set_new(object, "plan", json_string(plan));
+    json_object_update_new(
+        object,
+        json_pack("{s:I, s:I, s:{s:f, s:f, s:f, s:f, s:f}, s:{s:I, s:I, s:I, s:I, s:I, s:I, "
+                  "s:I}, s:i, s:i, s:i}",
+                  "params", (json_int_t)figures->parameters, "params_low_rank",
+                  (json_int_t)figures->low_rank, "flops_per_token", "forward", flops->forward,
+                  "backward", flops->backward, "recompute", flops->recompute, "head",
+                  flops->head, "executed", flops->executed, "memory", "weights",
+                  (json_int_t)memory->weights, "gradients", (json_int_t)memory->gradients,
+                  "optimizer", (json_int_t)memory->optimizer, "tables",
+                  (json_int_t)memory->tables, "kept_activations",
+                  (json_int_t)memory->kept_activations, "workspace",
+                  (json_int_t)memory->workspace, "peak", (json_int_t)memory->peak, "kernels",
+                  figures->kernels, "dots", figures->dots, "copies", figures->copies));
+    print_json_object(object);
+}
+
+const char *scaled_text(double number, char buffer[32]) {
+    static const char *const units[] = {"", " k", " M", " G", " T", " P", " E"};
+    int unit = 0;
+    for (; number >= 999.995 && unit < COUNT_OF(units) - 1; unit++)
+        number /= 1000;
+    snprintf(buffer, 32, unit ? "%.2f%s" : "%.0f%s", number, units[unit]);
+    return buffer;
+}
+
+const char *place_text(Span span, Arena *arena) {
+    if (!span.source)
+        return "";
+    int line, column;
+    span_position(span, &line, &column);
+    return arena_printf(arena, "%s:%d", span.source->name, line);
+}

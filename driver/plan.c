@@ -1,0 +1,329 @@
+/* colac plan: plans side by side; with --explain, what each keeps and what it makes again. */
+#include "driver/driver.h"
+
+#include <jansson.h>
+
+/* ---- which plans ------------------------------------------------------------------------ */
+
+typedef struct PlanList {
+    Arena *arena;
+    ARRAY(const char *) names;
+} PlanList;
+
+static bool named_plans(const char *list, PlanList *plans) {
+    for (const char *at = list;; at++) {
+        size_t length = strcspn(at, ",");
+        if (!length) {
+            fprintf(stderr,
+                    "colac plan: `--plan` takes names between commas, as in `--plan a,b`, "
+                    "not `%s`\n",
+                    list);
+            return false;
+        }
+        array_push(&plans->names, arena_strndup(plans->arena, at, length));
+        at += length;
+        if (!*at)
+            return true;
+    }
+}
+
+/* Those that the model's own file holds, as they stand there. */
+static bool all_plans(const Options *options, PlanList *plans) {
+    Diagnostics *diagnostics = diagnostics_new();
+    Texts *texts = texts_load(options->request.path, diagnostics);
+    const char *path = options->request.path;
+    for (const Item *item = texts ? texts->items : NULL; item; item = item->next)
+        if (item->kind == ITEM_PLAN && !strcmp(item->span.source->name, texts->main_path))
+            array_push(&plans->names, arena_strdup(plans->arena, item->name.text));
+    if (texts && !diagnostics_errors(diagnostics) && !plans->names.count)
+        help(error_in_file(diagnostics, path, "there is no plan in this file"),
+             "write one, `plan NAME { … }`, or name one of another file: `--plan FILE:NAME`");
+    bool fine = finish(diagnostics) == 0 && texts;
+    if (texts)
+        texts_free(texts);
+    diagnostics_free(diagnostics);
+    return fine;
+}
+
+/* ---- -D ---------------------------------------------------------------------------------- */
+
+/* A value that one plan knows need not be known to another: which of the values of -D this plan
+ * and its model know.  known[i] is set for those. */
+static int known_defines(const Options *options, Define *kept, bool *known) {
+    Request request = options->request;
+    request.define_count = 0;
+    Diagnostics *diagnostics = diagnostics_new();
+    Compilation *compilation = compile_model(&request, diagnostics);
+    int count = 0;
+    for (int i = 0; i < options->request.define_count; i++)
+        if (!compilation || compilation_knows(compilation, options->request.defines[i].name)) {
+            kept[count++] = options->request.defines[i];
+            known[i] = true;
+        }
+    if (compilation)
+        compilation_free(compilation);
+    diagnostics_free(diagnostics);
+    return count;
+}
+
+/* ---- what is kept and what is made again ------------------------------------------------- */
+
+static const Function *training_function(const Compiled *compiled) {
+    return module_find_function(compiled->compilation->module, "micro");
+}
+
+static int compare_flops(const void *left, const void *right) {
+    const ValueRow *a = left, *b = right;
+    if (a->flops != b->flops)
+        return a->flops < b->flops ? 1 : -1;
+    return (a->span.begin > b->span.begin) - (a->span.begin < b->span.begin);
+}
+
+static void print_section(const ValueRow *row, const char *last, const char *model) {
+    if (last && !strcmp(last, row->section))
+        return;
+    printf("    %s\n", *row->section ? row->section : model);
+}
+
+static void print_place(const ValueRow *row, Arena *arena) {
+    const char *place = place_text(row->span, arena);
+    printf("%s%s\n", *place ? "  " : "", place);
+}
+
+static void print_row_json(const char *plan, const char *kind, const ValueRow *row,
+                           Arena *arena) {
+    print_json_object(json_pack("{s:s, s:s, s:s, s:s, s:b, s:I, s:I, s:f}", "kind", kind,
+                                "plan", plan, "value", value_row_path(row, arena), "place",
+                                json_path(place_text(row->span, arena), arena), "named",
+                                row->named, "values", (json_int_t)row->values, "bytes",
+                                (json_int_t)row->bytes, "flops", row->flops));
+}
+
+static void explain_kept(const Options *options, const Compiled *compiled,
+                         const Figures *figures, Arena *arena) {
+    const Function *micro = training_function(compiled);
+    ValueTable *table = value_table_new(value_names(micro, arena), false);
+    ValueLife *lives;
+    int64_t count = value_lives(micro, arena, &lives), sum = 0;
+    for (int64_t i = 0; i < count; i++)
+        if (lives[i].kept)
+            value_table_add(table, lives[i].node, lives[i].bytes, 0);
+    ValueRow *rows = value_table_rows(table, &count);
+    char unit[32], each[32], commas[32];
+    if (!options->json)
+        printf("  kept for the backward part\n");
+    for (int64_t i = 0; i < count; i++) {
+        sum += rows[i].bytes;
+        if (options->json) {
+            print_row_json(options->request.plan, "kept", &rows[i], arena);
+            continue;
+        }
+        print_section(&rows[i], i ? rows[i - 1].section : NULL,
+                      compiled->compilation->model->name.text);
+        printf("      %11s = %4lld x %-11s %s", bytes_text(rows[i].bytes, unit),
+               (long long)rows[i].values, bytes_text(rows[i].bytes / rows[i].values, each),
+               rows[i].name);
+        print_place(&rows[i], arena);
+    }
+    INTERNAL_CHECK(sum == figures->memory.kept_activations);
+    if (!options->json)
+        printf("    in sum %s B (%s)\n", with_commas(sum, commas), bytes_text(sum, unit));
+    value_table_free(table);
+}
+
+static void print_recomputed(const Options *options, const Compiled *compiled, ValueRow *rows,
+                             int64_t count, double executed, Arena *arena) {
+    double tokens =
+        (double)(compiled->compilation->sequences * compiled->compilation->positions);
+    char each[32];
+    for (int64_t i = 0, next; i < count; i = next) {
+        for (next = i; next < count && !strcmp(rows[next].section, rows[i].section);)
+            next++;
+        qsort(rows + i, (size_t)(next - i), sizeof *rows, compare_flops);
+        for (int64_t k = i; k < next; k++) {
+            rows[k].flops /= tokens;
+            if (options->json) {
+                print_row_json(options->request.plan, "recomputed", &rows[k], arena);
+                continue;
+            }
+            print_section(&rows[k], k > i ? rows[i].section : NULL,
+                          compiled->compilation->model->name.text);
+            printf("      %9s %5.1f%%  %s", scaled_text(rows[k].flops, each),
+                   100 * rows[k].flops / executed, rows[k].name);
+            print_place(&rows[k], arena);
+        }
+    }
+}
+
+static void explain_recomputed(const Options *options, const Compiled *compiled,
+                               const Figures *figures, Arena *arena) {
+    const Function *micro = training_function(compiled);
+    double tokens =
+        (double)(compiled->compilation->sequences * compiled->compilation->positions);
+    ValueTable *table = value_table_new(value_names(micro, arena), true);
+    double sum = 0;
+    for (NodeId id = 0; id < micro->nodes.count; id++) {
+        const Node *node = node_at(micro, id);
+        double flops = node->clone ? node_flops(micro, node) : 0;
+        if (flops > 0)
+            value_table_add(table, id, 0, flops);
+        sum += flops / tokens;
+    }
+    int64_t count;
+    ValueRow *rows = value_table_rows(table, &count);
+    char all[32], products[32];
+    if (!options->json && !count)
+        printf("  nothing is made again\n");
+    if (!options->json && count)
+        printf("  made again in the backward part: FLOPs a token, share of the step's %s\n",
+               scaled_text(figures->flops.executed, all));
+    print_recomputed(options, compiled, rows, count, figures->flops.executed, arena);
+    if (!options->json && count) {
+        printf("    in sum %s, %.1f%% of the step; products %s", scaled_text(sum, all),
+               100 * sum / figures->flops.executed,
+               scaled_text(figures->flops.recompute, products));
+        if (figures->published > figures->flops.recompute)
+            printf(", as published %s", scaled_text(figures->published, all));
+        putchar('\n');
+    }
+    value_table_free(table);
+}
+
+static void explain_budget(const Options *options, const Compiled *compiled) {
+    const BudgetReport *budget = &compiled->budget;
+    const Compilation *compilation = compiled->compilation;
+    char bound[32], peak[32], flops[32];
+    if (!compilation->memory)
+        return;
+    double tokens = (double)(compilation->sequences * compilation->positions);
+    if (options->json) {
+        print_json_object(json_pack(
+            "{s:s, s:s, s:I, s:I, s:f, s:I, s:I, s:I, s:I, s:b}", "kind", "budget", "plan",
+            options->request.plan, "bound", (json_int_t)budget->bound, "peak",
+            (json_int_t)budget->peak, "added_flops_per_token", budget->added_flops / tokens,
+            "rungs", (json_int_t)budget->rungs, "planned", (json_int_t)budget->planned,
+            "candidates", (json_int_t)budget->candidates, "points", (json_int_t)budget->points,
+            "exhaustive", budget->exhaustive));
+        return;
+    }
+    printf("  memory bound %s, peak %s: %s FLOPs a token are added\n",
+           bytes_text(budget->bound, bound), bytes_text(budget->peak, peak),
+           scaled_text(budget->added_flops / tokens, flops));
+    printf(
+        "    %lld values could be kept or not, in %lld sets worth trying; %lld assignments of "
+        "sets to layers, of which %lld were planned in full\n",
+        (long long)budget->candidates, (long long)budget->points, (long long)budget->rungs,
+        (long long)budget->planned);
+    printf(budget->exhaustive
+               ? "    all assignments are among them: no other adds fewer FLOPs and fits\n"
+               : "    these are not all assignments: another might add a little less\n");
+}
+
+static void explain(const Options *options, const Compiled *compiled, const Figures *figures) {
+    Arena *arena = arena_new();
+    if (!options->json)
+        print_heading(&options->request, compiled->compilation);
+    explain_budget(options, compiled);
+    explain_kept(options, compiled, figures, arena);
+    explain_recomputed(options, compiled, figures, arena);
+    arena_free(arena);
+}
+
+/* ---- the table --------------------------------------------------------------------------- */
+
+enum { NAME_WIDTH = 14 };
+
+static void print_head(const Options *options) {
+    const Request *request = &options->request;
+    printf("%s%s%s: FLOPs a token, products; bytes of a training step\n", request->path,
+           request->preset ? ", preset " : "", request->preset ? request->preset : "");
+    printf("  %-*s %10s %10s %9s %9s %9s %9s %9s %6s %10s %10s\n", NAME_WIDTH, "plan",
+           "parameters", "low rank", "forward", "backward", "recompute", "head", "all", "ratio",
+           "kept", "peak");
+}
+
+static void print_row(const char *name, const Figures *figures, const Figures *first) {
+    char parameters[32], low[32], texts[5][32], kept[32], peak[32];
+    const FlopTable *flops = &figures->flops;
+    printf("  %-*s %10s %10s %9s %9s %9s %9s %9s %6.3f %10s %10s\n", NAME_WIDTH, name,
+           scaled_text((double)figures->parameters, parameters),
+           scaled_text((double)figures->low_rank, low), scaled_text(flops->forward, texts[0]),
+           scaled_text(flops->backward, texts[1]), scaled_text(flops->recompute, texts[2]),
+           scaled_text(flops->head, texts[3]), scaled_text(figures_products(figures), texts[4]),
+           figures_products(figures) / figures_products(first),
+           bytes_text(figures->memory.kept_activations, kept),
+           bytes_text(figures->memory.peak, peak));
+}
+
+static void print_failed(const char *name, bool json) {
+    if (json)
+        print_json_object(json_pack("{s:s, s:b}", "plan", name, "refused", 1));
+    else
+        printf("  %-*s is refused: see the diagnostics\n", NAME_WIDTH, name);
+    fflush(stdout);
+}
+
+/* One plan: its row or explanation.  False where it was refused. */
+static bool show_plan(const Options *options, const char *name, Figures *first, bool *known) {
+    Options own = *options;
+    Define kept[MAX_DEFINES];
+    own.request.plan = name;
+    if (options->request.define_count) {
+        own.request.define_count = known_defines(&own, kept, known);
+        own.request.defines = kept;
+    }
+    Compiled compiled;
+    fflush(stdout);
+    bool fine = compile_programs(&compiled, &own, true);
+    if (fine) {
+        Figures figures = figures_of(&compiled, options->threads);
+        if (first->parameters == 0)
+            *first = figures;
+        if (options->explain)
+            explain(&own, &compiled, &figures);
+        else if (options->json)
+            print_figures_json(&figures, name);
+        else
+            print_row(name, &figures, first);
+    } else {
+        print_failed(name, options->json);
+    }
+    compiled_free(&compiled);
+    return fine;
+}
+
+/* Every value of -D must be known to one plan. */
+static bool check_defines(const Options *options, const bool *known) {
+    bool fine = true;
+    for (int i = 0; i < options->request.define_count; i++) {
+        if (known[i])
+            continue;
+        fprintf(stderr, "%s:1:1: error: none of these plans, nor the model, knows `-D %s=%s`\n",
+                options->request.path, options->request.defines[i].name,
+                options->request.defines[i].value);
+        fine = false;
+    }
+    return fine;
+}
+
+int run_plan_command(Options *options) {
+    PlanList plans = {.arena = arena_new()};
+    bool known[MAX_DEFINES] = {false}, fine = true;
+    int code = 0;
+    if (options->request.plan)
+        code = named_plans(options->request.plan, &plans) ? 0 : 2;
+    else
+        code = all_plans(options, &plans) ? 0 : 1;
+    if (!code) {
+        Figures first = {0};
+        if (!options->json && !options->explain)
+            print_head(options);
+        for (int64_t i = 0; i < plans.names.count; i++)
+            fine &= show_plan(options, plans.names.data[i], &first, known); /* all show */
+        fine &= check_defines(options, known);
+        code = fine ? 0 : 1;
+    }
+    array_free(&plans.names);
+    arena_free(plans.arena);
+    return code;
+}
