@@ -141,6 +141,9 @@ void kernel_print(const Kernel *kernel, KernelNames names, const char *margin, T
 double kernel_work(const Kernel *kernel, const Region *region);
 /* Bytes of its arguments that a kernel moves: each read and written at most once. */
 double kernel_traffic(const Kernel *kernel);
+/* How much of each argument it touches, read and written parts counted once, into
+ * bytes[argument_count]. */
+void kernel_touched(const Kernel *kernel, double *bytes);
 
 /* ---- build.c -------------------------------------------------------------------------------
  * A kernel under construction: a stack of open regions, innermost last.  A value goes into the

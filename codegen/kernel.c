@@ -326,18 +326,41 @@ static void count_accesses(const Kernel *kernel, const Region *region, double it
     }
 }
 
-double kernel_traffic(const Kernel *kernel) {
+/* Loads and stores of each buffer: two arrays in one, for the caller to free. */
+static double *accesses_of(const Kernel *kernel) {
     size_t count = (size_t)kernel->buffers.count;
-    double *accesses = checked_alloc(2 * count * sizeof *accesses), bytes = 0;
+    double *accesses = checked_alloc((2 * count + 1) * sizeof *accesses);
     count_accesses(kernel, &kernel->body, 1, accesses, accesses + count);
     for (size_t i = 0; i < 2 * count; i++) {
+        double most = (double)kernel->buffers.data[i % count].elements;
+        accesses[i] = accesses[i] < most ? accesses[i] : most;
+    }
+    return accesses;
+}
+
+double kernel_traffic(const Kernel *kernel) {
+    int64_t count = kernel->buffers.count;
+    double *accesses = accesses_of(kernel), bytes = 0;
+    for (int64_t i = 0; i < 2 * count; i++) {
         const Buffer *buffer = &kernel->buffers.data[i % count];
-        double most = (double)buffer->elements;
         if (buffer->argument >= 0)
-            bytes += (accesses[i] < most ? accesses[i] : most) * dtype_bytes(buffer->dtype);
+            bytes += accesses[i] * dtype_bytes(buffer->dtype);
     }
     free(accesses);
     return bytes;
+}
+
+void kernel_touched(const Kernel *kernel, double *bytes) {
+    int64_t count = kernel->buffers.count;
+    double *accesses = accesses_of(kernel);
+    for (int64_t i = 0; i < count; i++) {
+        const Buffer *buffer = &kernel->buffers.data[i];
+        double loads = accesses[i], stores = accesses[count + i];
+        if (buffer->argument >= 0)
+            bytes[buffer->argument] =
+                (loads > stores ? loads : stores) * dtype_bytes(buffer->dtype);
+    }
+    free(accesses);
 }
 
 /* ---- verification -------------------------------------------------------------------- */

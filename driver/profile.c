@@ -12,7 +12,7 @@ enum { WARM_UP_ROUNDS = 2, DEFAULT_ROUNDS = 7 };
 
 typedef struct Row { /* all steps that share a label once indices are dropped */
     char *label;
-    double seconds, flops, bytes;
+    double seconds, predicted, flops, bytes;
     int64_t steps;
 } Row;
 typedef struct Rows {
@@ -45,7 +45,8 @@ static char *row_label(const Program *program, const Step *step) {
     return text.data;
 }
 
-static void collect(Rows *rows, const Program *program, const double *seconds) {
+static void collect(Rows *rows, const Program *program, const double *seconds,
+                    const double *predicted) {
     for (int64_t i = 0; i < program->step_count; i++) {
         const Step *step = &program->steps[i];
         char *label = row_label(program, step);
@@ -59,6 +60,7 @@ static void collect(Rows *rows, const Program *program, const double *seconds) {
         }
         Row *row = &rows->rows.data[at];
         row->seconds += seconds[i];
+        row->predicted += predicted[i];
         row->flops += step->flops;
         row->bytes += step->bytes;
         row->steps++;
@@ -98,28 +100,55 @@ static void fill_inputs(Executor *executor, const Module *module, uint64_t seed)
 
 typedef struct Measured {
     double step_s, compile_s;
+    Prediction predicted; /* of a step of one micro-batch */
     Rows rows;
     int rounds;
     int64_t bytes;
     bool failed;
 } Measured;
 
+/* A training step: these in turn. */
+static const char *const program_names[] = {"micro", "update"};
+
 static bool run_step(Executor *executor, const ProgramSet *set, double rate,
                      Diagnostics *diagnostics) {
-    static const char *const names[] = {"micro", "update"};
     bool fine = true;
-    for (int i = 0; i < COUNT_OF(names) && fine; i++) {
-        double *scalars = scalar_values(program_find(set, names[i])->function, rate);
-        fine = executor_run(executor, names[i], scalars, diagnostics);
+    for (int i = 0; i < COUNT_OF(program_names) && fine; i++) {
+        double *scalars = scalar_values(program_find(set, program_names[i])->function, rate);
+        fine = executor_run(executor, program_names[i], scalars, diagnostics);
         free(scalars);
     }
     return fine;
+}
+
+/* What each step of the programs is predicted to take. */
+typedef struct Predicted {
+    double *seconds[COUNT_OF(program_names)];
+    Prediction step;
+} Predicted;
+
+/* Before anything has run: as it would be without. */
+static Predicted predict(const ProgramSet *set) {
+    const double product_seconds = 0.6;
+    Predicted predicted;
+    MachineProfile *machine = machine_profile_new();
+    machine_profile_products(machine, set, product_seconds);
+    for (int i = 0; i < COUNT_OF(program_names); i++) {
+        const Program *program = program_find(set, program_names[i]);
+        predicted.seconds[i] =
+            checked_alloc((size_t)(program->step_count + 1) * sizeof(double));
+        predict_program(machine, set, program, predicted.seconds[i]);
+    }
+    predicted.step = predict_step(machine, set, 1);
+    machine_profile_free(machine);
+    return predicted;
 }
 
 static Measured measure(const Options *options, const Compiled *compiled, Device *device,
                         Executor *executor) {
     const ProgramSet *set = compiled->programs;
     Measured measured = {.rounds = options->steps ? (int)options->steps : DEFAULT_ROUNDS};
+    Predicted predicted = predict(set);
     double rate = 1e-4;
     double *seconds = checked_alloc((size_t)measured.rounds * sizeof *seconds);
     fill_inputs(executor, set->module, options->seed);
@@ -132,11 +161,13 @@ static Measured measure(const Options *options, const Compiled *compiled, Device
     executor_set_timing(executor, true);
     for (int i = 0; i < measured.rounds && !measured.failed; i++) {
         measured.failed = !run_step(executor, set, rate, compiled->diagnostics);
-        collect(&measured.rows, program_find(set, "micro"),
-                executor_step_seconds(executor, "micro"));
-        collect(&measured.rows, program_find(set, "update"),
-                executor_step_seconds(executor, "update"));
+        for (int p = 0; p < COUNT_OF(program_names); p++)
+            collect(&measured.rows, program_find(set, program_names[p]),
+                    executor_step_seconds(executor, program_names[p]), predicted.seconds[p]);
     }
+    for (int p = 0; p < COUNT_OF(program_names); p++)
+        free(predicted.seconds[p]);
+    measured.predicted = predicted.step;
     measured.step_s = median(seconds, measured.rounds);
     measured.compile_s = device->compile_seconds;
     measured.bytes = executor_bytes(executor);
@@ -145,17 +176,18 @@ static Measured measure(const Options *options, const Compiled *compiled, Device
 }
 
 static void print_measured_json(const Measured *measured, int64_t tokens) {
-    json_t *object =
-        json_pack("{s:f, s:f, s:f, s:I, s:[]}", "step_s", measured->step_s, "tokens_per_s",
-                  (double)tokens / measured->step_s, "compile_s", measured->compile_s,
-                  "peak_bytes", (json_int_t)measured->bytes, "rows");
+    json_t *object = json_pack(
+        "{s:f, s:f, s:f, s:f, s:I, s:[]}", "step_s", measured->step_s, "predicted_step_s",
+        measured->predicted.seconds, "tokens_per_s", (double)tokens / measured->step_s,
+        "compile_s", measured->compile_s, "peak_bytes", (json_int_t)measured->bytes, "rows");
     INTERNAL_CHECK(object);
     for (int64_t i = 0; i < measured->rows.rows.count; i++) {
         const Row *row = &measured->rows.rows.data[i];
         json_array_append_new(json_object_get(object, "rows"),
-                              json_pack("{s:s, s:f, s:f, s:f}", "label", row->label, "seconds",
-                                        row->seconds / measured->rounds, "flops",
-                                        row->flops / measured->rounds, "bytes",
+                              json_pack("{s:s, s:f, s:f, s:f, s:f}", "label", row->label,
+                                        "seconds", row->seconds / measured->rounds,
+                                        "predicted_seconds", row->predicted / measured->rounds,
+                                        "flops", row->flops / measured->rounds, "bytes",
                                         row->bytes / measured->rounds));
     }
     json_dumpf(object, stdout, JSON_COMPACT | JSON_REAL_PRECISION(9));
@@ -168,21 +200,23 @@ static void print_measured(const Measured *measured, int64_t tokens) {
     printf("%s, %d threads: products %.0f GFLOP/s, copies %.0f GB/s, measured now\n",
            machine.processor, machine.threads, machine.product_flops / 1e9,
            machine.copy_bytes / 1e9);
-    printf("a step of one micro-batch: %.4f s, %.0f tokens/s (median of %d)\n\n",
+    printf("a step of one micro-batch: %.4f s, %.0f tokens/s (median of %d)\n",
            measured->step_s, (double)tokens / measured->step_s, measured->rounds);
-    printf("%9s %6s %5s %9s %6s %8s %6s  %s\n", "ms", "share", "steps", "GFLOP/s", "peak",
-           "GB/s", "copy", "step");
+    printf("predicted: %.4f s\n\n", measured->predicted.seconds);
+    printf("%9s %9s %6s %5s %9s %6s %8s %6s  %s\n", "ms", "predicted", "share", "steps",
+           "GFLOP/s", "peak", "GB/s", "copy", "step");
     double total = 0;
     for (int64_t i = 0; i < measured->rows.rows.count; i++)
         total += measured->rows.rows.data[i].seconds;
     for (int64_t i = 0; i < measured->rows.rows.count; i++) {
         const Row *row = &measured->rows.rows.data[i];
         double seconds = row->seconds > 0 ? row->seconds : 1e-12;
-        printf("%9.3f %5.1f%% %5lld %9.1f %5.0f%% %8.1f %5.0f%%  %s\n",
-               1e3 * row->seconds / measured->rounds, 100 * row->seconds / total,
-               (long long)(row->steps / measured->rounds), row->flops / seconds / 1e9,
-               100 * row->flops / seconds / machine.product_flops, row->bytes / seconds / 1e9,
-               100 * row->bytes / seconds / machine.copy_bytes, row->label);
+        printf("%9.3f %9.3f %5.1f%% %5lld %9.1f %5.0f%% %8.1f %5.0f%%  %s\n",
+               1e3 * row->seconds / measured->rounds, 1e3 * row->predicted / measured->rounds,
+               100 * row->seconds / total, (long long)(row->steps / measured->rounds),
+               row->flops / seconds / 1e9, 100 * row->flops / seconds / machine.product_flops,
+               row->bytes / seconds / 1e9, 100 * row->bytes / seconds / machine.copy_bytes,
+               row->label);
     }
 }
 

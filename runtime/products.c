@@ -376,6 +376,7 @@ struct PreparedProduct {
     Product shape;
     bool transposed; /* shape is that of the transposed product: a and b change places */
     int64_t batches, terms, tiles_m, tiles_n, tile_m, tile_n;
+    int64_t units; /* tiles to run: all of them but in a sample */
     bool plain;
     TileShape tiles[2][2]; /* [the last of rows?][of columns?]; only those that occur */
     int64_t scratch_bytes;
@@ -457,7 +458,12 @@ static void tiles_free(PreparedProduct *prepared) {
     memset(prepared->tiles, 0, sizeof prepared->tiles);
 }
 
-PreparedProduct *product_prepare(const Product *product) {
+static int64_t tile_count(const PreparedProduct *prepared) {
+    return prepared->batches * prepared->tiles_m * prepared->tiles_n;
+}
+
+/* Orientation and tiles. */
+static PreparedProduct *product_cut(const Product *product) {
     PreparedProduct *prepared = checked_alloc(sizeof *prepared);
     Product *p = &prepared->shape;
     *p = *product;
@@ -473,6 +479,13 @@ PreparedProduct *product_prepare(const Product *product) {
     choose_tile(p, prepared->batches, &prepared->tile_m, &prepared->tile_n);
     prepared->tiles_m = piece_count(p->m, prepared->tile_m);
     prepared->tiles_n = piece_count(p->n, prepared->tile_n);
+    prepared->units = tile_count(prepared);
+    return prepared;
+}
+
+/* What runs a tile. */
+static void product_plan(PreparedProduct *prepared) {
+    const Product *p = &prepared->shape;
     double work = (double)prepared->tile_m * (double)prepared->tile_n * (double)p->k;
     prepared->plain = work < PLAIN_LIMIT || !tiles_make(prepared);
     if (prepared->plain) {
@@ -480,6 +493,124 @@ PreparedProduct *product_prepare(const Product *product) {
         prepared->implementation = "plain";
         prepared->scratch_bytes = plain_scratch_bytes(prepared->tile_m, prepared->tile_n, p->k);
     }
+}
+
+PreparedProduct *product_prepare(const Product *product) {
+    PreparedProduct *prepared = product_cut(product);
+    product_plan(prepared);
+    return prepared;
+}
+
+/* ---- samples --------------------------------------------------------------------------
+ * The first tiles of a product, for timing it: run as they would be in the whole of it, with
+ * its strides where memory allows. */
+enum { SAMPLE_K = 1024 };                  /* the sums of a tile are cut to it */
+enum { SAMPLE_LINE = 4096 + 16 };          /* lines of a large operand are brought so near */
+static const double sample_terms = 0x1p26; /* multiply-adds of a thread, at least */
+
+/* Makes the shape that of its first tiles: the rows and columns that these lie in.  Of several
+ * batches all are kept, and the first of them are run. */
+static void keep_first(PreparedProduct *prepared, int64_t units) {
+    Product *p = &prepared->shape;
+    int64_t wide = piece_count(units, prepared->tiles_m);
+    prepared->units = units;
+    if (units < prepared->tiles_m) {
+        prepared->tiles_m = units;
+        p->m = units * prepared->tile_m;
+    }
+    if (wide < prepared->tiles_n) {
+        prepared->tiles_n = wide;
+        p->n = wide * prepared->tile_n;
+    }
+}
+
+/* Adds how far the first `count` iterations of a loop nest reach. */
+static void loops_reach(const ProductLoop *loops, int depth, int64_t count, double reach[3]) {
+    for (int i = depth - 1; i >= 0; i--) {
+        double steps = (double)((count < loops[i].extent ? count : loops[i].extent) - 1);
+        count = piece_count(count, loops[i].extent);
+        reach[0] += steps * (double)loops[i].stride_a;
+        reach[1] += steps * (double)loops[i].stride_b;
+        reach[2] += steps * (double)loops[i].stride_c;
+    }
+}
+
+/* Of a matrix, from its first element to its last. */
+static double matrix_reach(int64_t rows, int64_t columns, int64_t row, int64_t column) {
+    return 1 + (double)(rows - 1) * (double)row + (double)(columns - 1) * (double)column;
+}
+
+/* What the tiles to run may touch, in bytes: A, B, C as they are given to product_run.  In
+ * double, because extents may be absurd. */
+static double operand_reach(const PreparedProduct *prepared, double bytes[3]) {
+    const Product *p = &prepared->shape;
+    double elements[3] = {matrix_reach(p->m, p->k, p->a_m, p->a_k),
+                          matrix_reach(p->k, p->n, p->b_k, p->b_n),
+                          matrix_reach(p->m, p->n, p->c_m, p->c_n)};
+    double all = 0;
+    int64_t batches = piece_count(prepared->units, prepared->tiles_m * prepared->tiles_n);
+    loops_reach(p->batch, p->batch_count, batches, elements);
+    loops_reach(p->accumulate, p->accumulate_count, prepared->terms, elements);
+    for (int i = 0; i < 3; i++) {
+        int given = prepared->transposed && i < 2 ? 1 - i : i;
+        bytes[given] = elements[i] * (double)sizeof(float);
+        all += bytes[given];
+    }
+    return all;
+}
+
+void product_operand_bytes(const PreparedProduct *prepared, int64_t bytes[3]) {
+    double reach[3];
+    operand_reach(prepared, reach);
+    for (int i = 0; i < 3; i++)
+        bytes[i] = (int64_t)reach[i];
+}
+
+static bool fits_sample(const PreparedProduct *prepared) {
+    double bytes[3];
+    return operand_reach(prepared, bytes) <= (double)PRODUCT_SAMPLE_BYTES;
+}
+
+/* Lines of `length` elements, `stride` apart, brought nearer. */
+static void shorten(int64_t *stride, int64_t length) {
+    int64_t least = length > SAMPLE_LINE ? length : SAMPLE_LINE;
+    *stride = *stride > least ? least : *stride;
+}
+
+static void shorten_lines(PreparedProduct *prepared) {
+    Product *p = &prepared->shape;
+    if (p->batch_count + p->accumulate_count > 0 || p->c_n != 1 ||
+        !is_matrix(p->m, p->k, p->a_m, p->a_k) || !is_matrix(p->k, p->n, p->b_k, p->b_n))
+        return;
+    shorten(p->a_m == 1 ? &p->a_k : &p->a_m, p->a_m == 1 ? p->m : p->k);
+    shorten(p->b_n == 1 ? &p->b_k : &p->b_n, p->b_n == 1 ? p->n : p->k);
+    shorten(&p->c_m, p->n);
+}
+
+PreparedProduct *product_prepare_sample(const Product *product, double *share) {
+    PreparedProduct *prepared = product_cut(product);
+    Product *p = &prepared->shape;
+    int64_t team = omp_get_max_threads(), all = prepared->units;
+    double depth = p->k > SAMPLE_K ? (double)SAMPLE_K : (double)p->k;
+    double unit =
+        (double)prepared->tile_m * (double)prepared->tile_n * depth * (double)prepared->terms;
+    double rounds = ceil(sample_terms / unit);
+    if (rounds * (double)team < (double)all) {
+        /* All threads do the same number of tiles; in the whole some may do one more. */
+        keep_first(prepared, (int64_t)rounds * team);
+        *share = rounds / (double)piece_count(all, team);
+    } else {
+        *share = 1;
+    }
+    *share *= depth / (double)p->k;
+    p->k = (int64_t)depth;
+    if (!fits_sample(prepared))
+        shorten_lines(prepared);
+    if (!fits_sample(prepared)) {
+        product_free(prepared);
+        return NULL;
+    }
+    product_plan(prepared);
     return prepared;
 }
 
@@ -580,8 +711,7 @@ void product_run(const PreparedProduct *prepared, const float *a, const float *b
         a = b;
         b = kept;
     }
-    int64_t units = prepared->batches * prepared->tiles_m * prepared->tiles_n;
-    int64_t scratch_bytes = product_scratch_bytes(prepared);
+    int64_t units = prepared->units, scratch_bytes = product_scratch_bytes(prepared);
     int team = units > 1 ? omp_get_max_threads() : 1;
     int64_t chunk = units / (16 * (int64_t)team) + 1;
     /* A team of one or of all: for other sizes the OpenMP runtime ends and starts threads. */

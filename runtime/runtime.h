@@ -10,6 +10,7 @@
  *   shards.c       token data: llm.c, nanoGPT and raw layouts, memory-mapped; the order of samples
  *   pack.c         `colac data pack`: text (plain, .gz, .dz) to shards
  *   machine.c      measured peak of products and memory; process memory
+ *   predict.c      the time of a training step from measured machine figures, without running it
  *   engine.c       what a run is computed by: the executor, or the interpreter in double
  *   progress.c     the progress line and the JSON lines of a run
  *   run.c          the folder of a run: what was asked, and the texts, beside the weights
@@ -51,6 +52,13 @@ void product_run(const PreparedProduct *prepared, const float *a, const float *b
                  char *scratch);
 int64_t product_scratch_bytes(const PreparedProduct *prepared); /* of one thread */
 const char *product_implementation(const PreparedProduct *prepared); /* the library's own name */
+/* A part of the product that is quick to time, run by product_run: a few of its tiles for each
+ * thread, their summed axis cut where it is long.  `share`: of the whole's time, as far as tiles
+ * and sums tell.  NULL where even that part wants more than PRODUCT_SAMPLE_BYTES of operands. */
+enum { PRODUCT_SAMPLE_BYTES = 1 << 26 };
+PreparedProduct *product_prepare_sample(const Product *product, double *share);
+/* How far product_run reaches from a, b and c. */
+void product_operand_bytes(const PreparedProduct *prepared, int64_t bytes[3]);
 void product_free(PreparedProduct *prepared);
 
 /* ---- device table -------------------------------------------------------------------------- */
@@ -261,6 +269,63 @@ MachineFigures machine_measure(void);
 int64_t machine_available_bytes(void); /* that can be had without swapping; containers' limits too */
 int64_t process_resident_bytes(void);
 double now_seconds(void); /* monotonic */
+
+/* ---- predict.c -----------------------------------------------------------------------------
+ * What a step of the program will take on this machine, without running or compiling it.
+ *
+ *   product   the time of a sample of it (product_prepare_sample) over the sample's share; where
+ *             there was no time for that, its FLOPs at the rate of the most similar timed one
+ *   kernel    the larger of bytes touched / bandwidth and kernel_work / operations
+ *   copy, zero   bytes touched / bandwidth
+ *
+ * and each the cost of a parallel region.  A step's operands were last used about a step
+ * ago, so the bandwidth is that of going round and round in as many bytes as the program has.
+ * Memory that is read and written counts once: a line that is there is written for free, and one
+ * that is not is read first.  All figures are measured by generic loops on the team's default
+ * number of threads; a test fills in its own. */
+enum { BANDWIDTH_SIZES = 4 };
+typedef struct Bandwidth {
+    double around;           /* going round so many bytes … */
+    double bytes_per_second; /* … so many are touched */
+} Bandwidth;
+typedef struct ProductTime {
+    Product product;
+    double seconds;
+} ProductTime;
+typedef struct MachineProfile {
+    int threads;
+    double region_seconds;                 /* to start and end a parallel region */
+    double operations;                     /* a second, in the units of kernel_work */
+    Bandwidth bandwidths[BANDWIDTH_SIZES]; /* ascending */
+    double product_flops;                  /* FLOP/s of a product when none was timed */
+    ARRAY(ProductTime) products;           /* those that were */
+    StringMap product_by_shape;            /* index in it */
+    char *memory;                          /* operands of what is timed; NULL: nothing is */
+} MachineProfile;
+/* Measures all but products, in about 0.1 s. */
+MachineProfile *machine_profile_new(void);
+void machine_profile_free(MachineProfile *profile);
+/* Times the products of a program set that are not known yet, those that weigh most in a step
+ * first, and again and again (the least counts) until `seconds` have passed. */
+void machine_profile_products(MachineProfile *profile, const ProgramSet *set, double seconds);
+/* Enters a time; the lesser of two for one product stands. */
+void machine_profile_enter(MachineProfile *profile, const Product *product, double seconds);
+double product_flops(const Product *product);
+double predict_product(const MachineProfile *profile, const Product *product);
+/* Bytes per second of a program that goes round so many bytes. */
+double profile_bandwidth(const MachineProfile *profile, double around);
+typedef struct Prediction {
+    double products, kernels, copies; /* of all micro-batches; copies and zeroes */
+    double update;                    /* clip and optimizer */
+    double overhead;                  /* of the regions of all steps; in none of the others */
+    double seconds;                   /* of the training step: their sum */
+} Prediction;
+/* One training step: `micro_batches` times the program `micro`, then `update`. */
+Prediction predict_step(const MachineProfile *profile, const ProgramSet *set,
+                        int64_t micro_batches);
+/* Of each step of a program, its region included, into seconds[step_count]. */
+void predict_program(const MachineProfile *profile, const ProgramSet *set,
+                     const Program *program, double *seconds);
 
 /* ---- engine.c ------------------------------------------------------------------------------
  * What a run asks of whatever computes it.  Values of states are in declared axis order. */
