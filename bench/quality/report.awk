@@ -39,8 +39,11 @@ FNR == NR {
 }
 value($0, "setup") != setup { next }
 value($0, "kind") == "time" {
-    times[value($0, "arm"), ++time_count[value($0, "arm")]] = value($0, "update_s") + 0
-    timed_threads = value($0, "threads"); timed_on = value($0, "processor"); timed_commit = value($0, "commit")
+    which = value($0, "arm") SUBSEP value($0, "threads")
+    times[which, ++time_count[which]] = value($0, "update_s") + 0
+    if (value($0, "threads") > most_threads)
+        most_threads = value($0, "threads")
+    timed_on = value($0, "processor"); timed_commit = value($0, "commit")
 }
 value($0, "kind") == "run" {
     arm = value($0, "arm"); updates = value($0, "updates"); lr = value($0, "lr"); seed = value($0, "seed")
@@ -272,20 +275,30 @@ function hypotheses(    h, seed, n, sum, squares, mean, half, text, complete, ne
            plain_difference("cola", "lowrank"), plain_difference("cola_d8", "cola")
 }
 
+# The median of the rounds; 0 where none was measured.
+function update_seconds(arm, threads,    i, n, list) {
+    n = time_count[arm, threads] + 0
+    for (i = 1; i <= n; i++)
+        list[i] = times[arm, threads, i]
+    return n ? median(list, n) : 0
+}
+function milliseconds(x) { return x ? sprintf("%.0f", 1000 * x) : "" }
+
 function cost_table(    a, arm) {
     print "### What a full-length run costs\n"
-    print "| arm | parameters | training FLOPs | ms an update | seconds | peak MiB |"
-    print "|---|---|---|---|---|---|"
+    print "| arm | parameters | training FLOPs | ms an update, one thread | seconds, one thread | ms an update, " most_threads + 0 \
+          " threads | peak MiB |"
+    print "|---|---|---|---|---|---|---|"
     for (a = 1; a <= arm_count; a++) {
         arm = arms[a]
         if (!(arm in flops))
             continue
-        printf "| `%s` | %s | %.3e | %s | %s | %.1f |\n", arm, with_commas(params[arm]), flops[arm] * FULL * 8192,
-               seconds[arm] ? sprintf("%.0f", 1000 * seconds[arm]) : "", seconds[arm] ? sprintf("%.0f", seconds[arm] * FULL) : "",
-               peak[arm] / 1048576
+        printf "| `%s` | %s | %.3e | %s | %s | %s | %.1f |\n", arm, with_commas(params[arm]), flops[arm] * FULL * 8192,
+               milliseconds(seconds[arm]), seconds[arm] ? sprintf("%.0f", seconds[arm] * FULL) : "",
+               milliseconds(update_seconds(arm, most_threads)), peak[arm] / 1048576
     }
     if (timed_on)
-        printf "\nTimes: %s threads of %s, medians, measured apart from the runs at commit `%s`.\n", timed_threads, timed_on, timed_commit
+        printf "\nTimes: medians on %s, measured apart from the runs, at commit `%s`.\n", timed_on, timed_commit
     print ""
 }
 
@@ -293,10 +306,7 @@ END {
     sort_rates()
     for (a = 1; a <= arm_count; a++) {
         choose(arms[a])
-        n = time_count[arms[a]] + 0
-        for (i = 1; i <= n; i++)
-            list[i] = times[arms[a], i]
-        seconds[arms[a]] = n ? median(list, n) : 0
+        seconds[arms[a]] = update_seconds(arms[a], 1)
     }
     printf "%d tuning runs are finished (24, and further ones where the best was at an edge), and %d of %d at full length.\n",
            runs[TUNE], runs[FULL], 2 * SEEDS * arm_count
