@@ -126,6 +126,8 @@ void diagnostics_free(Diagnostics *diagnostics);
 /* Frees `owned` by `release` with the diagnostics: what their places point into. */
 void diagnostics_own(Diagnostics *diagnostics, void *owned, void (*release)(void *));
 int diagnostics_errors(const Diagnostics *diagnostics); /* errors so far */
+/* The first error of all, printed or not, as `FILE:LINE:COL: MESSAGE`; "" without one. */
+char *first_error(const Diagnostics *diagnostics, Arena *arena);
 /* An error at a place.  The same text at the same place is recorded once.  After 50 errors the
  * rest are only counted.  Never NULL. */
 Diagnostic *error_at(Diagnostics *diagnostics, Span span, const char *format, ...)

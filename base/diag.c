@@ -35,6 +35,7 @@ struct Diagnostics {
     ARRAY(Owned) owned;
     ARRAY(Diagnostic *) recorded;
     int errors, errors_recorded, warnings_recorded;
+    Diagnostic *first_error;
     Diagnostic overflow; /* takes the notes of errors past the limit; never printed */
 };
 
@@ -65,6 +66,15 @@ void diagnostics_own(Diagnostics *diagnostics, void *owned, void (*release)(void
 
 int diagnostics_errors(const Diagnostics *diagnostics) {
     return diagnostics->errors;
+}
+
+char *first_error(const Diagnostics *diagnostics, Arena *arena) {
+    const Diagnostic *first = diagnostics->first_error;
+    int line = 1, column = 1;
+    if (first && first->span.source)
+        span_position(first->span, &line, &column);
+    return first ? arena_printf(arena, "%s:%d:%d: %s", first->name, line, column, first->message)
+                 : arena_strdup(arena, "");
 }
 
 /* A message cut to a length that a reader can take in: names in it may be megabytes long. */
@@ -112,6 +122,8 @@ static Diagnostic *record(Diagnostics *diagnostics, Diagnostic made) {
     made.owner = diagnostics;
     Diagnostic *kept = arena_alloc(diagnostics->arena, sizeof *kept);
     *kept = made;
+    if (!made.is_warning && !diagnostics->first_error)
+        diagnostics->first_error = kept;
     array_push(&diagnostics->recorded, kept);
     return kept;
 }

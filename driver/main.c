@@ -27,6 +27,11 @@ const Command command_list[] = {
      false},
     {"opt", "FILE.ir --passes A,B", "passes on IR text (none: print it back)", run_opt_command,
      1, 1, false},
+    {"sweep", "MODEL --rank R1,R2 --plan A,B [--data PATH --steps N] [-o DIR]",
+     "a table and a picture over ranks and plans; with data, each is trained",
+     run_sweep_command, 1, 1, true},
+    {"chart", "FILE.jsonl --x KEY --y KEY -o FILE.svg", "a picture of JSON lines",
+     run_chart_command, 1, 1, false},
     {"fmt", "FILE...", "rewrite model texts in the canonical layout", run_fmt_command, 1, -1,
      false},
 };

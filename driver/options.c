@@ -66,6 +66,61 @@ static bool parse_device(Options *options, const char *value) {
     return true;
 }
 
+static bool parse_over(Options *options, const char *value) {
+    const char *equals = strchr(value, '=');
+    if (!equals || equals == value || !equals[1]) {
+        fprintf(stderr, "colac: `--over` takes `NAME=V1,V2,…`, not `%s`\n", value);
+        return false;
+    }
+    if (options->over_count == MAX_OVER) {
+        fprintf(stderr, "colac: more than %d times `--over`\n", MAX_OVER);
+        return false;
+    }
+    options->over[options->over_count++] = value;
+    return true;
+}
+
+/* Numbers between commas, at least one. */
+static bool is_number_list(const char *text) {
+    bool digits = false;
+    for (; *text; text++) {
+        if (*text == ',' ? !digits : *text < '0' || *text > '9')
+            return false;
+        digits = *text != ',';
+    }
+    return digits;
+}
+
+static bool parse_rank(Options *options, const char *value) {
+    if (!is_number_list(value)) {
+        fprintf(stderr, "colac: `--rank` takes numbers, as in `--rank 32,64`, not `%s`\n",
+                value);
+        return false;
+    }
+    options->rank = value;
+    return true;
+}
+
+static bool parse_seeds(Options *options, const char *value) {
+    bool good = is_number_list(value);
+    options->seed_count = 0;
+    for (const char *at = value; good && *at; at += *at == ',') {
+        errno = 0;
+        char *end;
+        unsigned long long seed = strtoull(at, &end, 10);
+        at = end;
+        good = options->seed_count < MAX_SEEDS && !errno && seed <= INT64_MAX;
+        if (good)
+            options->seeds[options->seed_count++] = seed;
+    }
+    if (!good)
+        fprintf(stderr,
+                "colac: `--seeds` takes at most %d numbers from 0 to 2^63-1, as in `--seeds "
+                "1,2,3`, not `%s`\n",
+                MAX_SEEDS, value);
+    return good;
+}
+
 static bool parse_precision(Options *options, const char *value) {
     (void)options;
     if (!strcmp(value, "f32"))
@@ -142,19 +197,20 @@ static const Option option_list[] = {
     {"--threads", "N", TAKES_CUSTOM, BY(parse_threads),
      " plan sweep check build train grad eval profile ",
      "threads; else OMP_NUM_THREADS, else all processors"},
-    {"--seed", "N", TAKES_CUSTOM, BY(parse_seed), " train grad profile ",
+    {"--seed", "N", TAKES_CUSTOM, BY(parse_seed), " sweep train grad profile ",
      "of initial values, data order and random(...)"},
-    {"--data", "PATH", TAKES_TEXT, AT(data), " train grad eval ",
+    {"--data", "PATH", TAKES_TEXT, AT(data), " sweep train grad eval ",
      "a shard, a folder of shards or a raw uint16 file"},
-    {"--order", "sequential|shuffled", TAKES_CUSTOM, BY(parse_order), " train grad ",
+    {"--order", "sequential|shuffled", TAKES_CUSTOM, BY(parse_order), " sweep train grad ",
      "order of the samples (shuffled; grad: sequential)"},
     {"--weights", "FILE", TAKES_TEXT, AT(weights), " train grad ",
      "initial weights: safetensors under own or Hugging Face names"},
     {"--names", "own|hf", TAKES_CUSTOM, BY(parse_names), " train grad ", "names to write"},
     {"--out", "RUN", TAKES_TEXT, AT(out), " train ", "the run's folder"},
-    {"--steps", "N", TAKES_COUNT, AT(steps), " train profile ",
+    {"--steps", "N", TAKES_COUNT, AT(steps), " sweep train profile ",
      "updates, else the recipe's; profile: measured rounds"},
-    {"-o", "PATH", TAKES_TEXT, AT(output), " grad build data ir opt ", "where to write"},
+    {"-o", "PATH", TAKES_TEXT, AT(output), " sweep chart grad build data ir opt ",
+     "where to write"},
     {"--stage", "PASS", TAKES_TEXT, AT(stage), " ir ", "after which pass; else the last"},
     {"--function", "NAME", TAKES_TEXT, AT(function), " ir ",
      "which function --dot draws (micro)"},
@@ -164,6 +220,35 @@ static const Option option_list[] = {
      "the model that the module is of: for passes that ask for its plan or recipe"},
     {"--check", NULL, TAKES_NOTHING, AT(check_only), " fmt ",
      "write nothing; exit 1 when a text is not in canonical layout"},
+    {"--rank", "R1,R2", TAKES_CUSTOM, BY(parse_rank), " sweep ",
+     "the same as `--over R=R1,R2`, for numbers"},
+    {"--over", "X=V1,V2", TAKES_CUSTOM, BY(parse_over), " sweep ",
+     "values to go through of what -D could give; several times: all combinations"},
+    {"--seeds", "N1,N2", TAKES_CUSTOM, BY(parse_seeds), " sweep ",
+     "train once with each, and show means"},
+    {"--keep-runs", NULL, TAKES_NOTHING, AT(keep_runs), " sweep ",
+     "keep the trained weights, in DIR/runs"},
+    {"--x", "KEY", TAKES_TEXT, AT(chart.x), " chart ", "what is drawn to the right"},
+    {"--y", "KEY", TAKES_TEXT, AT(chart.y), " chart ", "what is drawn upward"},
+    {"--series", "KEY", TAKES_TEXT, AT(chart.series), " chart ",
+     "rows that have one value there look alike"},
+    {"--label", "KEY", TAKES_TEXT, AT(chart.label), " chart ", "what stands beside a point"},
+    {"--error", "KEY", TAKES_TEXT, AT(chart.error), " chart ",
+     "half the length of an upright error bar"},
+    {"--mean", NULL, TAKES_NOTHING, AT(chart.mean), " chart ",
+     "rows of one series and label (else: x) become a point at their mean"},
+    {"--line-through", "A,B", TAKES_TEXT, AT(chart.lines), " chart ",
+     "series whose points are joined"},
+    {"--frontier", NULL, TAKES_NOTHING, AT(chart.frontier), " chart ",
+     "draw the Pareto frontier: nothing lies below and left of it"},
+    {"--log-x", NULL, TAKES_NOTHING, AT(chart.log_x), " chart ",
+     "also where the values do not span a factor of 20"},
+    {"--log-y", NULL, TAKES_NOTHING, AT(chart.log_y), " chart ", "likewise"},
+    {"--title", "TEXT", TAKES_TEXT, AT(chart.title), " chart ", "above the picture"},
+    {"--subtitle", "TEXT", TAKES_TEXT, AT(chart.subtitle), " chart ", "below the title"},
+    {"--x-title", "TEXT", TAKES_TEXT, AT(chart.x_title), " chart ",
+     "of the axis, its unit last: `compute (FLOP)`; else the key"},
+    {"--y-title", "TEXT", TAKES_TEXT, AT(chart.y_title), " chart ", "likewise"},
     {"--json", NULL, TAKES_NOTHING, AT(json), "", "JSON objects, one a line"},
     {"--no-fuse", NULL, TAKES_NOTHING, AT(no_fuse), MODELS, "one kernel a node"},
     {"--no-reuse", NULL, TAKES_NOTHING, AT(no_reuse), MODELS, "every value its own memory"},
@@ -277,6 +362,8 @@ bool options_parse(Options *options, const Command *command, int argc, char **ar
         fprintf(stderr, "usage: colac %s %s\n", command->name, command->arguments);
         return false;
     }
+    options->argument_count = argc;
+    options->arguments = argv;
     options->request.path = options->file_count ? options->files[0] : NULL;
     return true;
 }

@@ -230,6 +230,7 @@ TokenData *token_data_open(const char *path, DataSplit split, SampleShape shape,
 bool token_data_has_validation(const char *path);
 void token_data_close(TokenData *data);
 int64_t token_data_tokens(const TokenData *data);
+uint64_t token_data_hash(const TokenData *data); /* of its bytes; of a large file's, a sample */
 int64_t token_data_samples(const TokenData *data); /* of one epoch */
 typedef enum SampleOrder { ORDER_SEQUENTIAL, ORDER_SHUFFLED } SampleOrder;
 /* The token at which global sample g (from 0) begins, counted through all files: a function of the

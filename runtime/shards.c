@@ -366,6 +366,22 @@ int64_t token_data_tokens(const TokenData *data) {
     return data->tokens;
 }
 
+uint64_t token_data_hash(const TokenData *data) {
+    enum { PIECES = 64, PIECE = 1 << 20 };
+    uint64_t hash = 0;
+    for (int64_t i = 0; i < data->shards.count; i++) {
+        const Shard *shard = &data->shards.data[i];
+        bool whole = shard->size <= (int64_t)PIECES * PIECE;
+        hash = hash_bytes(&shard->size, sizeof shard->size, hash);
+        if (whole)
+            hash = hash_bytes(shard->bytes, (size_t)shard->size, hash);
+        for (int64_t p = 0; !whole && p < PIECES; p++)
+            hash = hash_bytes(shard->bytes + (shard->size - PIECE) / (PIECES - 1) * p, PIECE,
+                              hash);
+    }
+    return hash;
+}
+
 int64_t token_data_samples(const TokenData *data) {
     return data->samples;
 }

@@ -1,0 +1,280 @@
+/* colac chart: a picture of what JSON lines say. */
+#include "driver/driver.h"
+
+#include <errno.h>
+#include <jansson.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define MAX_CHART_BYTES ((size_t)256 << 20)
+enum { MAX_CHART_SERIES = 64 };
+
+typedef struct Reading {
+    const Options *options;
+    Arena *arena;
+    Diagnostics *diagnostics;
+    const char *path;
+    ARRAY(ChartSeries) series;
+    ARRAY(int64_t) capacities; /* of each series' points */
+    int64_t line, unread;      /* unread: rows without x or y */
+} Reading;
+
+/* ---- rows --------------------------------------------------------------------------- */
+
+/* What a value reads as; NULL for none. */
+static const char *words_at(Reading *reading, const json_t *row, const char *key) {
+    const json_t *value = key ? value_in_row(row, key) : NULL;
+    if (!value || json_is_null(value))
+        return NULL;
+    if (json_is_string(value))
+        return arena_strdup(reading->arena, json_string_value(value));
+    if (json_is_integer(value))
+        return arena_printf(reading->arena, "%lld", (long long)json_integer_value(value));
+    if (json_is_real(value))
+        return arena_printf(reading->arena, "%.6g", json_real_value(value));
+    char *text = json_dumps(value, JSON_COMPACT | JSON_ENCODE_ANY);
+    const char *copy = arena_strdup(reading->arena, text ? text : "");
+    free(text);
+    return copy;
+}
+
+/* ---- series ------------------------------------------------------------------------- */
+
+static bool in_list(const char *list, const char *name) {
+    size_t length = strlen(name);
+    for (const char *at = list; at; at = strchr(at, ',')) {
+        at += *at == ',';
+        if (!strncmp(at, name, length) && (!at[length] || at[length] == ','))
+            return true;
+    }
+    return false;
+}
+
+/* The series of a name; NULL after reporting that there are too many. */
+static ChartSeries *series_of(Reading *reading, const char *name) {
+    for (int64_t i = 0; i < reading->series.count; i++)
+        if (!strcmp(reading->series.data[i].name, name))
+            return &reading->series.data[i];
+    if (reading->series.count == MAX_CHART_SERIES) {
+        help(error_in_file(reading->diagnostics, reading->path,
+                           "`%s` has more than %d different values",
+                           reading->options->chart.series, MAX_CHART_SERIES),
+             "name a key that takes few values: `--series KEY`");
+        return NULL;
+    }
+    bool line = reading->options->chart.lines && in_list(reading->options->chart.lines, name);
+    array_push(&reading->series, ((ChartSeries){.name = name, .line = line}));
+    array_push(&reading->capacities, 0);
+    return &reading->series.data[reading->series.count - 1];
+}
+
+static void add_point(Reading *reading, ChartSeries *series, ChartPoint point) {
+    int64_t *capacity = &reading->capacities.data[series - reading->series.data];
+    if (series->count == *capacity) {
+        *capacity = *capacity ? 2 * *capacity : 16;
+        series->points =
+            checked_realloc(series->points, (size_t)*capacity * sizeof *series->points);
+    }
+    series->points[series->count++] = point;
+}
+
+static bool add_row(Reading *reading, const json_t *row) {
+    const Options *options = reading->options;
+    double x = number_in_row(row, options->chart.x), y = number_in_row(row, options->chart.y);
+    if (isnan(x) || isnan(y)) {
+        reading->unread++;
+        return true;
+    }
+    const char *name = words_at(reading, row, options->chart.series);
+    ChartSeries *series = series_of(reading, name ? name : "");
+    if (!series)
+        return false;
+    double spread = number_in_row(row, options->chart.error);
+    add_point(reading, series,
+              (ChartPoint){.x = x,
+                           .y = y,
+                           .y_spread = isnan(spread) ? 0 : spread,
+                           .label = words_at(reading, row, options->chart.label)});
+    return true;
+}
+
+static bool is_blank(const char *line, size_t length) {
+    for (size_t i = 0; i < length; i++)
+        if (!strchr(" \t\r", line[i]))
+            return false;
+    return true;
+}
+
+/* A JSON object a line. */
+static bool read_rows(Reading *reading, const char *text, size_t length) {
+    for (const char *at = text, *end = text + length; at < end;) {
+        const char *stop = memchr(at, '\n', (size_t)(end - at));
+        size_t size = (size_t)((stop ? stop : end) - at);
+        reading->line++;
+        json_error_t error;
+        json_t *row = NULL;
+        bool good = is_blank(at, size);
+        if (!good && (row = json_loadb(at, size, 0, &error)) && json_is_object(row))
+            good = add_row(reading, row);
+        else if (!good)
+            help(error_in_file(reading->diagnostics, reading->path,
+                               "line %lld is no JSON object", (long long)reading->line),
+                 "`colac chart` reads an object a line, as `--json` writes them");
+        json_decref(row);
+        if (!good)
+            return false;
+        at += size + 1;
+    }
+    return true;
+}
+
+/* ---- means -------------------------------------------------------------------------- */
+
+static bool is_same(const ChartPoint *a, const ChartPoint *b) {
+    return a->label && b->label ? !strcmp(a->label, b->label)
+                                : !a->label && !b->label && a->x == b->x;
+}
+
+Mean mean_of(const double *values, int64_t count) {
+    Mean mean = {.count = count};
+    for (int64_t i = 0; i < count; i++)
+        mean.value += values[i] / (double)count;
+    for (int64_t i = 0; i < count; i++)
+        mean.spread += (values[i] - mean.value) * (values[i] - mean.value);
+    mean.spread = count > 1 ? sqrt(mean.spread / (double)(count - 1)) : 0;
+    return mean;
+}
+
+/* Points of one label (without labels: of one x) become one at their mean. */
+static void take_means(ChartSeries *series) {
+    double *x = checked_alloc((size_t)series->count * sizeof *x);
+    double *y = checked_alloc((size_t)series->count * sizeof *y);
+    int64_t kept = 0;
+    for (int64_t i = 0; i < series->count; i++) {
+        int64_t same = 0, before = 0;
+        for (int64_t j = 0; j < kept && !before; j++)
+            before = is_same(&series->points[j], &series->points[i]);
+        if (before)
+            continue;
+        for (int64_t j = i; j < series->count; j++)
+            if (is_same(&series->points[i], &series->points[j])) {
+                x[same] = series->points[j].x;
+                y[same++] = series->points[j].y;
+            }
+        Mean mean_x = mean_of(x, same), mean_y = mean_of(y, same);
+        series->points[kept] = series->points[i];
+        series->points[kept].x = mean_x.value;
+        series->points[kept].y = mean_y.value;
+        series->points[kept].x_spread = mean_x.spread;
+        series->points[kept++].y_spread = mean_y.spread;
+    }
+    series->count = kept;
+    free(x);
+    free(y);
+}
+
+/* ---- the command -------------------------------------------------------------------- */
+
+static bool draw(Reading *reading) {
+    const Options *options = reading->options;
+    for (int64_t i = 0; i < reading->series.count && options->chart.mean; i++)
+        take_means(&reading->series.data[i]);
+    bool named = reading->series.count > 1 ||
+                 (reading->series.count == 1 && *reading->series.data[0].name);
+    if (!named && reading->series.count)
+        reading->series.data[0].name = options->chart.y;
+    Chart chart = {
+        .title = options->chart.title,
+        .subtitle = options->chart.subtitle,
+        .x = {options->chart.x_title ? options->chart.x_title : options->chart.x,
+              options->chart.log_x ? SCALE_LOG : SCALE_AUTO},
+        .y = {options->chart.y_title ? options->chart.y_title : options->chart.y,
+              options->chart.log_y ? SCALE_LOG : SCALE_AUTO},
+        .frontier = options->chart.frontier,
+        .series = reading->series.data,
+        .series_count = reading->series.count,
+    };
+    Text svg = {0};
+    chart_svg(&chart, &svg);
+    NewFile *file = new_file_open(options->output, reading->diagnostics);
+    if (file)
+        new_file_write(file, svg.data, svg.length);
+    text_free(&svg);
+    return file && new_file_publish(file, reading->diagnostics);
+}
+
+static bool check_lines(Reading *reading) {
+    const char *at = reading->options->chart.lines;
+    while (at && *at) {
+        size_t length = strcspn(at, ",");
+        const char *name = arena_strndup(reading->arena, at, length);
+        bool found = false;
+        ARRAY(const char *) names = {0};
+        for (int64_t i = 0; i < reading->series.count; i++) {
+            found |= !strcmp(reading->series.data[i].name, name);
+            array_push(&names, reading->series.data[i].name);
+        }
+        const char *nearest = nearest_name(name, names.data, (int)names.count);
+        array_free(&names);
+        if (!found) {
+            Diagnostic *d = error_in_file(reading->diagnostics, reading->path,
+                                          "`--line-through %s`: no series is named so", name);
+            if (nearest)
+                help(d, "did you mean `%s`?", nearest);
+            return false;
+        }
+        at += length + (at[length] == ',');
+    }
+    return true;
+}
+
+static bool chart_file(Reading *reading) {
+    size_t length;
+    char *text = read_file(reading->path, MAX_CHART_BYTES, &length);
+    if (!text) {
+        error_in_file(reading->diagnostics, reading->path, "cannot be read: %s",
+                      strerror(errno));
+        return false;
+    }
+    bool good = read_rows(reading, text, length);
+    free(text);
+    if (good && !reading->series.count) {
+        help(error_in_file(reading->diagnostics, reading->path,
+                           "no row has numbers under `%s` and `%s`", reading->options->chart.x,
+                           reading->options->chart.y),
+             "a key inside an object is written `memory.peak`");
+        good = false;
+    }
+    return good && check_lines(reading) && draw(reading);
+}
+
+int run_chart_command(Options *options) {
+    if (!options->chart.x || !options->chart.y || !options->output) {
+        fprintf(stderr,
+                "colac chart: `--x KEY`, `--y KEY` and `-o FILE.svg` are needed: "
+                "`colac chart %s`\n",
+                options->command->arguments);
+        return 2;
+    }
+    Reading reading = {.options = options,
+                       .arena = arena_new(),
+                       .diagnostics = diagnostics_new(),
+                       .path =
+                           strcmp(options->files[0], "-") ? options->files[0] : "/dev/stdin"};
+    bool good = chart_file(&reading);
+    if (good && reading.unread)
+        fprintf(stderr,
+                "colac chart: %lld of %lld lines have no number under `%s` or `%s` and are "
+                "left out\n",
+                (long long)reading.unread, (long long)reading.line, options->chart.x,
+                options->chart.y);
+    int code = finish(reading.diagnostics);
+    for (int64_t i = 0; i < reading.series.count; i++)
+        free(reading.series.data[i].points);
+    array_free(&reading.series);
+    array_free(&reading.capacities);
+    diagnostics_free(reading.diagnostics);
+    arena_free(reading.arena);
+    return good ? code : 1;
+}
