@@ -1,0 +1,232 @@
+# `colac plan` and the reports of `colac check`: held to formulas that are computed here, and to each
+# other where two ways lead to one number.
+set -u
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+failed=0
+llama=models/llama.cola
+
+fail() {
+    echo "$1"
+    [ $# -gt 1 ] && cat "$2"
+    failed=1
+}
+
+key() { # NAME: its number in each JSON object that is read
+    sed -n "s/.*\"$1\":\(-\{0,1\}[0-9][0-9.e+]*\).*/\1/p"
+}
+
+same() { # WHAT A B: equal numbers, to the last digit that a double holds?
+    awk -v a="$2" -v b="$3" 'BEGIN { d = a - b; exit !(a != "" && b != "" && (d < 0 ? -d : d) <= 1e-12 * b) }' ||
+        fail "$1: $2, and it should be $3"
+}
+
+# Every plan of the paper at every size: parameters, FLOPs a token, kept bytes, by formula.
+# Per token and layer, n positions: products of a full-rank layer 8d^2 + 6df + 4nd, of CoLA's
+# 16dr + 6r(d + f) + 4nd; backward twice that.
+formulas() { # d f layers r
+    awk -v d="$1" -v f="$2" -v l="$3" -v r="$4" -v n=256 -v b=8 -v v=32000 -v OFMT=%.0f 'BEGIN {
+        norms = l * 2 * d + d
+        whole = 2 * v * d + l * (4 * d * d + 3 * d * f) + norms
+        low = l * (8 * d * r + 3 * r * (d + f))
+        part = 2 * v * d + low + norms
+        ff = 8 * d * d + 6 * d * f + 4 * n * d
+        fc = 16 * d * r + 6 * r * (d + f) + 4 * n * d
+        head = 6 * d * v
+        all = -1 # kept: not by formula
+        print "full", whole, 0, l * ff, 0, head, all
+        print "gcp", whole, 0, l * ff, l * (8 * d * d + 4 * d * f + 4 * n * d), head, l * 4 * b * n * d
+        print "cola", part, low, l * fc, 0, head, all
+        print "cola_gcp", part, low, l * fc, l * (fc - 2 * d * r), head, l * 4 * b * n * d
+        print "cola_m", part, low, l * fc, l * (18 * d * r + 6 * r * f + 4 * n * d), head, l * 4 * b * n * (2 * d + 7 * r)
+        print "cola_lean", part, low, l * fc, l * (6 * d * r + 4 * r * f + 4 * n * d), head, l * 4 * b * n * (2 * d + 7 * r)
+    }'
+}
+
+sizes='60m 512 1376 8 128
+130m 768 2048 12 256
+350m 1024 2736 24 256
+1b 2048 5461 24 512
+7b 4096 11008 32 1024'
+echo "$sizes" >"$work/sizes"
+while read -r preset d f l r; do
+    "$COLAC" plan $llama --preset "$preset" --json >"$work/plans" || fail "plan --preset $preset: refused"
+    formulas "$d" "$f" "$l" "$r" >"$work/formulas"
+    while read -r plan params low forward recompute head kept; do
+        grep "\"plan\":\"$plan\"" "$work/plans" >"$work/one"
+        same "$preset $plan parameters" "$(key params <"$work/one")" "$params"
+        same "$preset $plan low-rank part" "$(key params_low_rank <"$work/one")" "$low"
+        same "$preset $plan forward" "$(key forward <"$work/one")" "$forward"
+        same "$preset $plan backward" "$(key backward <"$work/one")" "$((2 * forward))"
+        same "$preset $plan recompute" "$(key recompute <"$work/one")" "$recompute"
+        same "$preset $plan head" "$(key head <"$work/one")" "$head"
+        [ "$kept" = -1 ] || same "$preset $plan kept" "$(key kept_activations <"$work/one")" "$kept"
+        # The same object as check's, but for the plan's name.
+        "$COLAC" check $llama --preset "$preset" --plan "$plan" --json >"$work/check"
+        sed "s/\"plan\":\"$plan\",//" "$work/one" | cmp -s - "$work/check" ||
+            fail "$preset $plan: plan and check say different things" "$work/check"
+    done <"$work/formulas"
+done <"$work/sizes"
+
+# Without --plan: all plans of the file, in its order.
+awk '/^plan / { print $2 }' $llama >"$work/names"
+"$COLAC" plan $llama --preset nano >"$work/table"
+awk 'NR > 2 { print $1 }' "$work/table" | cmp -s - "$work/names" || fail "not all plans, in order:" "$work/table"
+
+# The published figure beside ours: all of the forward part.
+"$COLAC" check $llama --preset 60m --plan cola_m >"$work/check"
+published=$(awk 'BEGIN { d = 512; f = 1376; r = 128; printf "%d", 8 * (16 * d * r + 6 * r * (d + f) + 4 * 256 * d) }')
+said=$(sed -n 's/.*as published: \([0-9,]*\).*/\1/p' "$work/check" | tr -d ,)
+same 'published recompute' "$said" "$published"
+"$COLAC" check $llama --preset 60m --plan full | grep -q published && fail 'full rank recomputes nothing, and yet a published figure is shown'
+# Attention, forward, backward and once again: 4 times 4nd a layer.
+said=$(sed -n 's/.*of these attention *\([0-9,]*\).*/\1/p' "$work/check" | tr -d ,)
+same 'attention' "$said" $((8 * 4 * 4 * 256 * 512))
+
+# What one plan keeps, to the byte; what it makes again is what it executes more than without.
+for model in llama gpt2 bert mlp; do
+    file=models/$model.cola
+    for plan in $(awk '/^plan / { print $2 }' $file); do
+        "$COLAC" check $file --preset nano --plan "$plan" --json >"$work/check" || fail "$model $plan: refused"
+        "$COLAC" plan $file --preset nano --plan "$plan" --explain --json >"$work/explain" || fail "$model $plan: not explained"
+        sum=$(grep '"kind":"kept"' "$work/explain" | key bytes | awk '{ s += $1 } END { printf "%d", s }')
+        same "$model $plan: the kept values in sum" "$sum" "$(key kept_activations <"$work/check")"
+        base=full
+        case $plan in cola*) base=cola ;; esac
+        "$COLAC" check $file --preset nano --plan $base --json >"$work/base"
+        again=$(grep '"kind":"recomputed"' "$work/explain" | key flops | awk '{ s += $1 } END { printf "%.9f", s }')
+        more=$(awk -v a="$(key executed <"$work/check")" -v b="$(key executed <"$work/base")" 'BEGIN { printf "%.9f", a - b }')
+        awk -v a="$again" -v b="$more" 'BEGIN { d = a - b; exit !((d < 0 ? -d : d) <= 1e-6 * b + 1e-6) }' ||
+            fail "$model $plan: $again FLOPs a token are made again, and $more are executed more"
+        # By layer: the rows are all there is.
+        "$COLAC" check $file --preset nano --plan "$plan" --json --layers | grep '"kind":"layer"' >"$work/layers"
+        for what in params params_low_rank kept_activations recompute; do
+            key count <"$work/layers" >"$work/counts"
+            sum=$(key $what <"$work/layers" | paste -d' ' "$work/counts" - | awk '{ s += $1 * $2 } END { printf "%.6f", s }')
+            same "$model $plan: $what by layer" "$sum" "$(key $what <"$work/check")"
+        done
+        for what in forward backward; do # the head's are among them
+            sum=$(key $what <"$work/layers" | paste -d' ' "$work/counts" - | awk '{ s += $1 * $2 } END { printf "%.6f", s }')
+            echo "$sum"
+        done | awk '{ s += $1 } END { printf "%.6f\n", s }' >"$work/products"
+        all=$(for what in forward backward head; do key $what <"$work/check"; done | awk '{ s += $1 } END { printf "%.6f", s }')
+        same "$model $plan: products by layer" "$(cat "$work/products")" "$all"
+    done
+done
+
+# One layer by hand: its parameters, its products, and what it keeps of its own (x is its caller's).
+"$COLAC" check $llama --preset 60m --plan cola_m --json --layers | grep '"path":"layer\[0..7\]"' >"$work/layer"
+same 'a layer: count' "$(key count <"$work/layer")" 8
+same 'a layer: parameters' "$(key params <"$work/layer")" $((8 * 512 * 128 + 3 * 128 * (512 + 1376) + 2 * 512))
+same 'a layer: forward' "$(key forward <"$work/layer")" $((16 * 512 * 128 + 6 * 128 * (512 + 1376) + 4 * 256 * 512))
+same 'a layer: kept' "$(key kept_activations <"$work/layer")" $((4 * 2048 * (512 + 7 * 128)))
+
+# In the user's names, at the user's lines.
+line() { grep -n "$1" "$2" | head -n 1 | cut -d: -f1; }
+"$COLAC" plan $llama --preset 60m --plan cola_m --explain >"$work/explain"
+grep -q "8 x 4.0 MiB  *mid  $llama:$(line ' mid = ' $llama)\$" "$work/explain" || fail 'mid is not kept, or not where it stands:' "$work/explain"
+grep -q "8 x 4.0 MiB  *x  $llama:$(line ' x = embed' $llama)\$" "$work/explain" || fail 'x is not kept, or not where it stands:' "$work/explain"
+[ "$(grep -c '8 x 1.0 MiB  *[a-z_.]*\.low  std.cola:' "$work/explain")" -eq 7 ] || fail 'the seven low are not kept:' "$work/explain"
+grep -q "M .*%  attn\.v  $llama:$(line ' v = dot' $llama)\$" "$work/explain" || fail 'v is not made again:' "$work/explain"
+grep -q '125,829,120 B' "$work/explain" || fail 'the sum is not there:' "$work/explain"
+"$COLAC" plan $llama --preset nano --plan cola --explain | grep -q 'nothing is made again' || fail 'cola recomputes something'
+
+# Ranks that differ by layer are rows of their own.
+cat >"$work/two.cola" <<'EOF'
+plan two {
+    factorize layer[0..2].attn.wq with cola(16)
+    factorize layer[3..5].attn.wq with cola(8)
+    recompute layer[*] keep mid, **.low
+}
+EOF
+"$COLAC" plan $llama --preset nano --plan "$work/two.cola:two" --explain >"$work/explain"
+for row in 'layer\[0..2\]' 'layer\[3..5\]'; do
+    grep -q "^    $row\$" "$work/explain" || fail "no section $row:" "$work/explain"
+done
+grep -q '3 x 128.0 KiB *attn.wq.low' "$work/explain" || fail 'rank 16: 8 x 256 x 16 x 4 bytes:' "$work/explain"
+grep -q '3 x 64.0 KiB *attn.wq.low' "$work/explain" || fail 'rank 8: 8 x 256 x 8 x 4 bytes:' "$work/explain"
+
+# The memory over a step: an object a step, the printed peak is their largest.
+"$COLAC" check $llama --preset 60m --plan cola_m --json --timeline >"$work/timeline"
+grep '"kind":"step"' "$work/timeline" | key live_bytes >"$work/live"
+awk 'BEGIN { m = -1 } $1 > m { m = $1; at = NR - 1 } END { print at, m, NR }' "$work/live" >"$work/most"
+read -r at most steps <"$work/most"
+"$COLAC" check $llama --preset 60m --plan cola_m --timeline >"$work/plot"
+grep -q "the peak is at step $at," "$work/plot" || fail "the peak is at step $at:" "$work/plot"
+grep -q "over the $steps steps" "$work/plot" || fail "there are $steps steps:" "$work/plot"
+arena=$(head -n 1 "$work/timeline" | awk -F'[:,}]' '{ for (i = 1; i < NF; i++) if ($i ~ /kept_act|workspace/) s += $(i + 1) } END { printf "%d", s }')
+[ "$most" -le "$arena" ] || fail "$most bytes are live in $arena bytes"
+[ "$(grep -c '^ *[0-9.]* [KMGi]*B |' "$work/plot")" -eq 8 ] || fail 'the plot is not eight rows high:' "$work/plot"
+# logits [B,S,V] in f32 are live there
+grep '"value":"logits"' "$work/timeline" | grep -q "\"bytes\":$((8 * 256 * 32000 * 4))}" ||
+    fail 'logits are not live at the peak:' "$work/plot"
+
+# The directives, their lines and classes; what `factorize` changes.
+cat >"$work/classes.cola" <<'EOF'
+plan classes extends base {
+    dim N = 3
+    recompute layer[0..N] keep mid
+    factorize layer[*].ffn.up with cola(R)
+    preset nano { R = 8 }
+    preset 60m { R = 4 }
+    set gate_silu = false
+    dim UNUSED = 1
+}
+plan base {
+    dim R = 16
+    factorize layer[*].ffn.{up,down} with lowrank(R)
+}
+EOF
+"$COLAC" check $llama --preset nano --plan "$work/classes.cola:classes" --json --directives >"$work/directives" || fail 'refused:' "$work/directives"
+class() { # LINE CLASS
+    grep "classes.cola:$1\"" "$work/directives" | grep -q "\"class\":\"$2\"" || fail "line $1 should be $2:" "$work/directives"
+}
+class 2 exact
+class 3 exact
+class 4 model-changing
+class 5 model-changing
+class 6 unused
+class 7 model-changing
+class 8 unused
+class 11 model-changing
+class 12 model-changing
+change() { # LINE WEIGHTS BEFORE AFTER
+    grep "classes.cola:$1\"" "$work/directives" >"$work/one"
+    same "line $1: weights" "$(key weights <"$work/one")" "$2"
+    same "line $1: before" "$(key params_before <"$work/one")" "$3"
+    same "line $1: after" "$(key params_after <"$work/one")" "$4"
+}
+change 4 6 $((6 * 192 * 512)) $((6 * 8 * (192 + 512)))
+change 12 6 $((6 * 192 * 512)) $((6 * 8 * (192 + 512)))
+grep '"kind":"parameters"' "$work/directives" >"$work/one"
+plain=$(key params <<EOF
+$("$COLAC" check $llama --preset nano --json)
+EOF
+)
+same 'parameters before' "$(key before <"$work/one")" "$plain"
+same 'parameters after' "$(key after <"$work/one")" $((plain - 2 * 6 * 192 * 512 + 2 * 6 * 8 * (192 + 512)))
+# -D of the plan's own dim: the model alone does not know it
+"$COLAC" check $llama --preset nano --plan cola -D R=8 --json --directives >"$work/directives"
+same 'parameters before, with -D' "$(grep '"kind":"parameters"' "$work/directives" | key before)" "$plain"
+
+# A plan that does not stand: what is wrong with it, the others all the same, exit 1.
+cat >"$work/bad.cola" <<'EOF'
+plan bad { factorize layer[*].attn.wx with cola(8) }
+EOF
+"$COLAC" plan $llama --preset nano --plan "full,$work/bad.cola:bad,cola" >"$work/out" 2>"$work/err"
+[ $? -eq 1 ] || fail 'a bad plan should end in exit 1'
+grep -q '^  full ' "$work/out" && grep -q '^  cola ' "$work/out" || fail 'the other plans are not there:' "$work/out"
+grep -q "bad.cola:1:22: error" "$work/err" || fail 'the place of the mistake is not there:' "$work/err"
+"$COLAC" plan $llama --preset nano --plan "nothing,cola" --json >"$work/out" 2>/dev/null
+[ "$(wc -l <"$work/out")" -eq 2 ] && grep -q '{"plan":"nothing","refused":true}' "$work/out" || fail 'a plan that is not there:' "$work/out"
+"$COLAC" plan $llama --plan 'full,,cola' >"$work/out" 2>&1
+[ $? -eq 2 ] || fail 'an empty name should be wrong syntax' "$work/out"
+# A value that one of the plans knows is enough; one that none knows is a mistake.
+"$COLAC" plan $llama --preset nano --plan full,cola -D R=8 --json >"$work/out" 2>&1 || fail 'full does not know R, cola does:' "$work/out"
+same '-D R=8' "$(sed -n 2p "$work/out" | key params_low_rank)" $((6 * (4 * 8 * 2 * 192 + 3 * 8 * (192 + 512))))
+"$COLAC" plan $llama --preset nano --plan full,gcp -D R=8 >"$work/out" 2>&1
+[ $? -eq 1 ] || fail 'no plan knows R' "$work/out"
+printf 'model m {\n    input x: int[N] below V\n    param e: [V -> D] ~ ones\n    minimize mean(e[x])\n}\ndim N = 2, V = 3, D = 4\n' >"$work/none.cola"
+"$COLAC" plan "$work/none.cola" >"$work/out" 2>&1
+[ $? -eq 1 ] && grep -q 'none.cola:1:1: error: there is no plan' "$work/out" || fail 'a file without a plan:' "$work/out"
+exit $failed
