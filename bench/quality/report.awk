@@ -135,8 +135,8 @@ function tuning_table(    a, i, best, x, text) {
 }
 
 function point(kind, arm, lr, loss) {
-    printf "{\"kind\":\"%s\",\"arm\":\"%s\",\"lr\":%s,\"loss\":%.6f,\"train_flops\":%.6e,\"peak_mib\":%.2f%s}\n", kind, arm,
-           lr, loss, flops[arm] * FULL * 8192, peak[arm] / 1048576,
+    printf "{\"kind\":\"%s\",\"arm\":\"%s\",\"family\":\"%s\",\"lr\":%s,\"loss\":%.6f,\"train_flops\":%.6e,\"peak_mib\":%.2f%s}\n", kind, arm,
+           arm ~ /^cola/ ? "CoLA" : arm ~ /^lowrank/ ? "W = BA" : "dense", lr, loss, flops[arm] * FULL * 8192, peak[arm] / 1048576,
            seconds[arm] ? sprintf(",\"seconds\":%.1f", seconds[arm] * FULL) : "" > points
 }
 
