@@ -131,11 +131,6 @@ static bool read_rows(Reading *reading, const char *text, size_t length) {
 
 /* ---- means -------------------------------------------------------------------------- */
 
-static bool is_same(const ChartPoint *a, const ChartPoint *b) {
-    return a->label && b->label ? !strcmp(a->label, b->label)
-                                : !a->label && !b->label && a->x == b->x;
-}
-
 Mean mean_of(const double *values, int64_t count) {
     Mean mean = {.count = count};
     for (int64_t i = 0; i < count; i++)
@@ -146,30 +141,58 @@ Mean mean_of(const double *values, int64_t count) {
     return mean;
 }
 
-/* Points of one label (without labels: of one x) become one at their mean. */
-static void take_means(ChartSeries *series) {
-    double *x = checked_alloc((size_t)series->count * sizeof *x);
-    double *y = checked_alloc((size_t)series->count * sizeof *y);
-    int64_t kept = 0;
+/* Which group each point is in, counted in order of first occurrence: those of one label (without
+ * labels: of one x).  The number of groups. */
+static int64_t group_points(const ChartSeries *series, int64_t *group) {
+    StringMap known = {0};
+    int64_t groups = 0;
     for (int64_t i = 0; i < series->count; i++) {
-        int64_t same = 0, before = 0;
-        for (int64_t j = 0; j < kept && !before; j++)
-            before = is_same(&series->points[j], &series->points[i]);
-        if (before)
-            continue;
-        for (int64_t j = i; j < series->count; j++)
-            if (is_same(&series->points[i], &series->points[j])) {
-                x[same] = series->points[j].x;
-                y[same++] = series->points[j].y;
-            }
-        Mean mean_x = mean_of(x, same), mean_y = mean_of(y, same);
-        series->points[kept] = series->points[i];
-        series->points[kept].x = mean_x.value;
-        series->points[kept].y = mean_y.value;
-        series->points[kept].x_spread = mean_x.spread;
-        series->points[kept++].y_spread = mean_y.spread;
+        const ChartPoint *point = &series->points[i];
+        Text key = {0};
+        if (point->label)
+            text_printf(&key, "label %s", point->label);
+        else
+            text_printf(&key, "x %.17g", point->x);
+        group[i] = string_map_get(&known, text_string(&key), groups);
+        if (group[i] == groups)
+            string_map_set(&known, text_string(&key), groups++);
+        text_free(&key);
     }
-    series->count = kept;
+    string_map_free(&known);
+    return groups;
+}
+
+/* Each group becomes one point at its mean, with bars of its standard deviation. */
+static void take_means(ChartSeries *series) {
+    size_t count = (size_t)series->count;
+    int64_t *group = checked_alloc(count * sizeof *group);
+    int64_t groups = group_points(series, group);
+    int64_t *begin = checked_alloc(((size_t)groups + 1) * sizeof *begin);
+    double *x = checked_alloc(count * sizeof *x), *y = checked_alloc(count * sizeof *y);
+    ChartPoint *means = checked_alloc((size_t)groups * sizeof *means);
+    for (size_t i = 0; i < count; i++)
+        begin[group[i] + 1]++;
+    for (int64_t g = 0; g < groups; g++)
+        begin[g + 1] += begin[g];
+    for (size_t i = count; i-- > 0;) { /* the first of a group is seen last */
+        int64_t at = --begin[group[i] + 1];
+        x[at] = series->points[i].x;
+        y[at] = series->points[i].y;
+        means[group[i]] = series->points[i];
+    }
+    for (int64_t g = 0; g < groups; g++) { /* now group g begins at begin[g + 1] */
+        int64_t first = begin[g + 1], end = g + 1 < groups ? begin[g + 2] : series->count;
+        Mean mean_x = mean_of(x + first, end - first), mean_y = mean_of(y + first, end - first);
+        means[g].x = mean_x.value;
+        means[g].y = mean_y.value;
+        means[g].x_spread = mean_x.spread;
+        means[g].y_spread = mean_y.spread;
+    }
+    free(series->points);
+    series->points = means;
+    series->count = groups;
+    free(group);
+    free(begin);
     free(x);
     free(y);
 }
