@@ -46,7 +46,7 @@ typedef struct Options {
     SampleOrder order;
     int64_t steps;           /* 0: the recipe's */
     bool json, dot, check_only, list_parameters;
-    bool list_layers, list_directives, timeline, explain;
+    bool list_layers, list_directives, timeline, explain, no_predict;
     bool no_fuse, no_reuse, poison, check_nan;
     /* sweep */
     const char *over[MAX_OVER]; /* NAME=V1,V2,… in the order given */
@@ -111,13 +111,14 @@ typedef struct Figures {
                                      forward, backward and recompute */
     double attention_executed;    /* the same as the program runs them */
     MemoryTable memory;
+    double predicted;             /* seconds of a training step; 0: not predicted */
     int kernels, dots, copies;
 } Figures;
 Figures figures_of(const Compiled *compiled, int threads);
 double figures_products(const Figures *figures); /* FLOPs a token of all products */
 /* Elements of all weights; *low_rank (or NULL) grows by those of factorized blocks. */
 int64_t module_parameters(const Module *module, int64_t *low_rank);
-/* The object of `check --json`; with a plan's name, of `plan --json`. */
+/* The object of `check --json`; with a plan's name and what is predicted, of `plan --json`. */
 void print_figures_json(const Figures *figures, const char *plan);
 /* FILE, preset P, plan Q, … */
 void print_heading(const Request *request, const Compilation *compilation);

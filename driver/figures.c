@@ -130,6 +130,8 @@ void print_figures_json(const Figures *figures, const char *plan) {
                   (json_int_t)memory->kept_activations, "workspace",
                   (json_int_t)memory->workspace, "peak", (json_int_t)memory->peak, "kernels",
                   figures->kernels, "dots", figures->dots, "copies", figures->copies));
+    if (figures->predicted > 0)
+        json_object_set_new(object, "predicted_step_s", json_real(figures->predicted));
     print_json_object(object);
 }
 

@@ -9,8 +9,9 @@
 const Command command_list[] = {
     {"check", "MODEL", "shapes, parameters, FLOPs and memory of a model under a plan",
      run_check_command, 1, 1, false},
-    {"plan", "MODEL [--plan A,B,C]", "plans side by side: parameters, FLOPs, bytes",
-     run_plan_command, 1, 1, false},
+    {"plan", "MODEL [--plan A,B,C]",
+     "plans side by side: parameters, FLOPs, bytes, predicted time of a step", run_plan_command,
+     1, 1, true},
     {"train", "MODEL --data PATH --out RUN", "pre-train", run_train_command, 1, 1, true},
     {"eval", "RUN --data PATH", "the loss of a trained run on other data", run_eval_command, 1,
      1, true},

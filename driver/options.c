@@ -184,6 +184,8 @@ static const Option option_list[] = {
      "list every parameter: its path, axes and number of elements"},
     {"--explain", NULL, TAKES_NOTHING, AT(explain), " plan ",
      "what each plan keeps and what it makes again, by name and line"},
+    {"--no-predict", NULL, TAKES_NOTHING, AT(no_predict), " plan ",
+     "time nothing: leave the predicted time of a step out"},
     {"--layers", NULL, TAKES_NOTHING, AT(list_layers), " check ",
      "parameters, FLOPs and kept bytes by layer"},
     {"--timeline", NULL, TAKES_NOTHING, AT(timeline), " check ",

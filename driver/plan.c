@@ -2,6 +2,7 @@
 #include "driver/driver.h"
 
 #include <jansson.h>
+#include <omp.h>
 
 /* ---- which plans ------------------------------------------------------------------------ */
 
@@ -229,64 +230,115 @@ static void explain(const Options *options, const Compiled *compiled, const Figu
     arena_free(arena);
 }
 
-/* ---- the table --------------------------------------------------------------------------- */
+/* ---- predicted time ----------------------------------------------------------------------- */
 
-enum { NAME_WIDTH = 14 };
+/* Seconds that all plans together may take of the processor, and one of them at most. */
+static const double SECONDS_OF_ALL = 0.6, SECONDS_OF_ONE = 0.2;
 
-static void print_head(const Options *options) {
-    const Request *request = &options->request;
-    printf("%s%s%s: FLOPs a token, products; bytes of a training step\n", request->path,
-           request->preset ? ", preset " : "", request->preset ? request->preset : "");
-    printf("  %-*s %10s %10s %9s %9s %9s %9s %9s %6s %10s %10s\n", NAME_WIDTH, "plan",
-           "parameters", "low rank", "forward", "backward", "recompute", "head", "all", "ratio",
-           "kept", "peak");
+typedef struct Predictor {
+    MachineProfile *machine; /* NULL: nothing is predicted */
+    double seconds;          /* to time the products of one plan */
+} Predictor;
+
+static Predictor predictor_new(const Options *options, int64_t plans) {
+    Predictor predictor = {NULL, SECONDS_OF_ALL / (double)plans};
+    if (options->no_predict || options->explain)
+        return predictor;
+    if (options->threads)
+        omp_set_num_threads(options->threads);
+    predictor.machine = machine_profile_new();
+    if (predictor.seconds > SECONDS_OF_ONE)
+        predictor.seconds = SECONDS_OF_ONE;
+    return predictor;
 }
 
-static void print_row(const char *name, const Figures *figures, const Figures *first) {
-    char parameters[32], low[32], texts[5][32], kept[32], peak[32];
+/* Of a training step: the recipe's micro-batches and the update. */
+static double predicted_seconds(const Predictor *predictor, const Compiled *compiled) {
+    const Compilation *compilation = compiled->compilation;
+    if (!predictor->machine)
+        return 0;
+    int64_t micro_batches = compilation->recipe.batch / compilation->sequences;
+    machine_profile_products(predictor->machine, compiled->programs, predictor->seconds);
+    return predict_step(predictor->machine, compiled->programs,
+                        micro_batches > 1 ? micro_batches : 1)
+        .seconds;
+}
+
+static const char *seconds_text(double seconds, char buffer[32]) {
+    bool small = seconds < 0.9995;
+    double value = small ? 1000 * seconds : seconds;
+    snprintf(buffer, 32, value < 99.95 ? "%.3g %s" : "%.0f %s", value, small ? "ms" : "s");
+    return buffer;
+}
+
+/* ---- the table --------------------------------------------------------------------------- */
+
+typedef struct Table {
+    int name_width;
+    Predictor predictor;
+    Figures first; /* the plan that ratios are of; no parameters: none yet */
+    bool known[MAX_DEFINES];
+} Table;
+
+static void print_head(const Options *options, const Table *table) {
+    const Request *request = &options->request;
+    bool predicted = table->predictor.machine != NULL;
+    printf("%s%s%s: FLOPs a token, products; bytes%s of a training step\n", request->path,
+           request->preset ? ", preset " : "", request->preset ? request->preset : "",
+           predicted ? " and predicted time" : "");
+    printf("  %-*s %10s %9s %9s %9s %9s %9s %9s %5s %10s %10s%s\n", table->name_width, "plan",
+           "parameters", "low rank", "forward", "backward", "recompute", "head", "all", "ratio",
+           "kept", "peak", predicted ? "  predicted" : "");
+}
+
+static void print_row(const Table *table, const char *name, const Figures *figures) {
+    char parameters[32], low[32], texts[5][32], kept[32], peak[32], seconds[32];
     const FlopTable *flops = &figures->flops;
-    printf("  %-*s %10s %10s %9s %9s %9s %9s %9s %6.3f %10s %10s\n", NAME_WIDTH, name,
+    printf("  %-*s %10s %9s %9s %9s %9s %9s %9s %5.3f %10s %10s", table->name_width, name,
            scaled_text((double)figures->parameters, parameters),
            scaled_text((double)figures->low_rank, low), scaled_text(flops->forward, texts[0]),
            scaled_text(flops->backward, texts[1]), scaled_text(flops->recompute, texts[2]),
            scaled_text(flops->head, texts[3]), scaled_text(figures_products(figures), texts[4]),
-           figures_products(figures) / figures_products(first),
+           figures_products(figures) / figures_products(&table->first),
            bytes_text(figures->memory.kept_activations, kept),
            bytes_text(figures->memory.peak, peak));
+    if (figures->predicted > 0)
+        printf(" %10s", seconds_text(figures->predicted, seconds));
+    putchar('\n');
 }
 
-static void print_failed(const char *name, bool json) {
+static void print_failed(const Table *table, const char *name, bool json) {
     if (json)
         print_json_object(json_pack("{s:s, s:b}", "plan", name, "refused", 1));
     else
-        printf("  %-*s is refused: see the diagnostics\n", NAME_WIDTH, name);
-    fflush(stdout);
+        printf("  %-*s is refused: see the diagnostics\n", table->name_width, name);
 }
 
 /* One plan: its row or explanation.  False where it was refused. */
-static bool show_plan(const Options *options, const char *name, Figures *first, bool *known) {
+static bool show_plan(const Options *options, const char *name, Table *table) {
     Options own = *options;
     Define kept[MAX_DEFINES];
     own.request.plan = name;
     if (options->request.define_count) {
-        own.request.define_count = known_defines(&own, kept, known);
+        own.request.define_count = known_defines(&own, kept, table->known);
         own.request.defines = kept;
     }
     Compiled compiled;
-    fflush(stdout);
+    fflush(stdout); /* before diagnostics */
     bool fine = compile_programs(&compiled, &own, true);
     if (fine) {
         Figures figures = figures_of(&compiled, options->threads);
-        if (first->parameters == 0)
-            *first = figures;
+        figures.predicted = predicted_seconds(&table->predictor, &compiled);
+        if (table->first.parameters == 0)
+            table->first = figures;
         if (options->explain)
             explain(&own, &compiled, &figures);
         else if (options->json)
             print_figures_json(&figures, name);
         else
-            print_row(name, &figures, first);
+            print_row(table, name, &figures);
     } else {
-        print_failed(name, options->json);
+        print_failed(table, name, options->json);
     }
     compiled_free(&compiled);
     return fine;
@@ -306,23 +358,32 @@ static bool check_defines(const Options *options, const bool *known) {
     return fine;
 }
 
+static bool show_plans(const Options *options, const PlanList *plans) {
+    Table table = {.name_width = 4, .predictor = predictor_new(options, plans->names.count)};
+    bool fine = true;
+    for (int64_t i = 0; i < plans->names.count; i++) {
+        int width = (int)strnlen(plans->names.data[i], 60);
+        table.name_width = width > table.name_width ? width : table.name_width;
+    }
+    if (!options->json && !options->explain)
+        print_head(options, &table);
+    for (int64_t i = 0; i < plans->names.count; i++)
+        fine &= show_plan(options, plans->names.data[i], &table); /* all show */
+    fine &= check_defines(options, table.known);
+    if (table.predictor.machine)
+        machine_profile_free(table.predictor.machine);
+    return fine;
+}
+
 int run_plan_command(Options *options) {
     PlanList plans = {.arena = arena_new()};
-    bool known[MAX_DEFINES] = {false}, fine = true;
     int code = 0;
     if (options->request.plan)
         code = named_plans(options->request.plan, &plans) ? 0 : 2;
     else
         code = all_plans(options, &plans) ? 0 : 1;
-    if (!code) {
-        Figures first = {0};
-        if (!options->json && !options->explain)
-            print_head(options);
-        for (int64_t i = 0; i < plans.names.count; i++)
-            fine &= show_plan(options, plans.names.data[i], &first, known); /* all show */
-        fine &= check_defines(options, known);
-        code = fine ? 0 : 1;
-    }
+    if (!code)
+        code = show_plans(options, &plans) ? 0 : 1;
     array_free(&plans.names);
     arena_free(plans.arena);
     return code;

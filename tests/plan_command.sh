@@ -50,7 +50,7 @@ sizes='60m 512 1376 8 128
 7b 4096 11008 32 1024'
 echo "$sizes" >"$work/sizes"
 while read -r preset d f l r; do
-    "$COLAC" plan $llama --preset "$preset" --json >"$work/plans" || fail "plan --preset $preset: refused"
+    "$COLAC" plan $llama --preset "$preset" --json --no-predict >"$work/plans" || fail "plan --preset $preset: refused"
     formulas "$d" "$f" "$l" "$r" >"$work/formulas"
     while read -r plan params low forward recompute head kept; do
         grep "\"plan\":\"$plan\"" "$work/plans" >"$work/one"
@@ -70,8 +70,14 @@ done <"$work/sizes"
 
 # Without --plan: all plans of the file, in its order.
 awk '/^plan / { print $2 }' $llama >"$work/names"
-"$COLAC" plan $llama --preset nano >"$work/table"
+"$COLAC" plan $llama --preset nano --no-predict >"$work/table"
 awk 'NR > 2 { print $1 }' "$work/table" | cmp -s - "$work/names" || fail "not all plans, in order:" "$work/table"
+
+# A time is predicted for each: positive, and in the table under its name.
+"$COLAC" plan $llama --preset nano --plan full,cola --json | key predicted_step_s >"$work/seconds"
+[ "$(awk '$1 > 0 && $1 < 60' "$work/seconds" | wc -l)" -eq 2 ] || fail 'no time is predicted:' "$work/seconds"
+"$COLAC" plan $llama --preset nano --plan full >"$work/table"
+grep -q ' predicted$' "$work/table" && grep -q '^  full .* m\{0,1\}s$' "$work/table" || fail 'no predicted time:' "$work/table"
 
 # The published figure beside ours: all of the forward part.
 "$COLAC" check $llama --preset 60m --plan cola_m >"$work/check"
