@@ -298,7 +298,8 @@ function cost_table(    a, arm) {
                milliseconds(update_seconds(arm, most_threads)), peak[arm] / 1048576
     }
     if (timed_on)
-        printf "\nTimes: medians on %s, measured apart from the runs, at commit `%s`.\n", timed_on, timed_commit
+        printf "\nTimes: medians of %d rounds (one thread) and %d (%d threads) on %s, measured apart from the runs, at commit `%s`.\n", \
+               time_count["full", 1], time_count["full", most_threads], most_threads, timed_on, timed_commit
     print ""
 }
 
