@@ -13,13 +13,10 @@
 #include <sys/mman.h>
 
 /* ---- the machine -------------------------------------------------------------------- */
-/* Operands of samples, and both sides of the largest copy; large enough that operands of
- * successive samples are not found in a core's own cache. */
-enum { PROFILE_BYTES = 2 * PRODUCT_SAMPLE_BYTES };
-enum { LARGE_PAGE = 1 << 21 };
-
-/* In large pages where the system gives them, as a device's.  NULL: no memory. */
+/* In large pages where the system gives them, as a device's.  NULL: not enough memory. */
 static char *profile_memory(void) {
+    if (machine_available_bytes() / 2 < PROFILE_BYTES)
+        return NULL;
     char *memory =
         mmap(NULL, PROFILE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (memory == MAP_FAILED)
@@ -50,7 +47,7 @@ static double measure_region(void) {
 
 /* A kernel as the printer writes them, with one exponential: the most of what a step computes
  * outside of products is of this kind. */
-enum { WORK_ELEMENTS = 4096, WORK_REPEATS = 16 }; /* in the nearest cache */
+enum { WORK_ELEMENTS = 4096 };
 static const char work_source[] =
     "void measure_work(void *const *buffers, const double *scalars) {\n"
     "    const f32_memory *const in = buffers[0];\n"
@@ -72,9 +69,9 @@ static void plain_work(void *const *buffers, const double *scalars) {
         out[i] = expf(in[i] - 0.5F) * in[i];
 }
 
-/* Operations a second of all threads, in the units of kernel_work. */
+/* Seconds of all threads for an element of the loop, in the nearest cache. */
 static double time_work(KernelFunction work) {
-    enum { RUNS = 5 };
+    enum { RUNS = 5, REPEATS = 16 };
     double best = INFINITY;
     for (int run = 0; run < RUNS; run++) {
         double start = now_seconds();
@@ -82,28 +79,56 @@ static double time_work(KernelFunction work) {
         {
             float in[WORK_ELEMENTS] = {0}, out[WORK_ELEMENTS];
             void *buffers[] = {in, out};
-            for (int i = 0; i < WORK_REPEATS; i++)
+            for (int i = 0; i < REPEATS; i++)
                 work(buffers, NULL);
         }
         double seconds = now_seconds() - start;
         best = seconds < best ? seconds : best;
     }
-    double operations = (double)WORK_OPERATIONS * WORK_ELEMENTS * WORK_REPEATS;
-    return operations * omp_get_max_threads() / best;
+    return best / ((double)WORK_ELEMENTS * REPEATS * omp_get_max_threads());
 }
 
-static double measure_operations(void) {
+/* The same going through memory from one half of it to the other. */
+static double time_streamed_work(KernelFunction work, char *memory) {
+    enum { RUNS = 3 };
+    int64_t blocks = PROFILE_BYTES / 2 / (WORK_ELEMENTS * (int64_t)sizeof(float));
+    float *in = (float *)(void *)memory, *out = in + blocks * WORK_ELEMENTS;
+    double best = INFINITY;
+    for (int run = 0; run < RUNS; run++) {
+        double start = now_seconds();
+#pragma omp parallel for schedule(static)
+        for (int64_t block = 0; block < blocks; block++) {
+            void *buffers[] = {in + block * WORK_ELEMENTS, out + block * WORK_ELEMENTS};
+            work(buffers, NULL);
+        }
+        double seconds = now_seconds() - start;
+        best = seconds < best ? seconds : best;
+    }
+    return best / (double)(blocks * WORK_ELEMENTS);
+}
+
+/* Operations a second, and how much of the lesser of moving and computing is not hidden behind
+ * the other. */
+static void measure_work(MachineProfile *profile) {
     static const char *const name = "measure_work";
     Text source = {0};
     Diagnostics *diagnostics = diagnostics_new();
     text_puts(&source, embedded_prelude_h);
     text_puts(&source, work_source);
     JitResult *compiled = jit_compile(&source, 1, &name, 1, diagnostics);
-    double operations = time_work(compiled ? compiled->functions[0] : plain_work);
+    KernelFunction work = compiled ? compiled->functions[0] : plain_work;
+    double computing = time_work(work);
+    profile->operations = WORK_OPERATIONS / computing;
+    if (profile->memory) {
+        double moving =
+            2 * sizeof(float) / profile->bandwidths[BANDWIDTH_SIZES - 1].bytes_per_second;
+        double both = time_streamed_work(work, profile->memory);
+        double shown = (both - fmax(moving, computing)) / fmin(moving, computing);
+        profile->unhidden = fmin(fmax(shown, 0), 1);
+    }
     jit_free(compiled);
     text_free(&source);
     diagnostics_free(diagnostics);
-    return operations;
 }
 
 /* The sum of two arrays into a third: bytes touched a second, going round `around` bytes. */
@@ -132,13 +157,13 @@ MachineProfile *machine_profile_new(void) {
     profile->memory = profile_memory();
     profile->threads = omp_get_max_threads();
     profile->region_seconds = measure_region();
-    profile->operations = measure_operations();
     int64_t around = PROFILE_BYTES;
     for (int i = BANDWIDTH_SIZES - 1; i >= 0; i--, around /= GROWTH)
         profile->bandwidths[i] = (Bandwidth){
             .around = (double)around,
             .bytes_per_second =
                 profile->memory ? measure_bandwidth(profile->memory, around) : 1e10};
+    measure_work(profile);
     /* Until one is timed: as many multiply-adds as other operations. */
     profile->product_flops = 2 * profile->operations;
     return profile;
@@ -198,8 +223,7 @@ static int64_t find_product(const MachineProfile *profile, const Product *produc
 void machine_profile_enter(MachineProfile *profile, const Product *product, double seconds) {
     int64_t found = find_product(profile, product);
     if (found >= 0) {
-        ProductTime *known = &profile->products.data[found];
-        known->seconds = seconds < known->seconds ? seconds : known->seconds;
+        profile->products.data[found].seconds = seconds;
         return;
     }
     char *shape = product_shape(product);
@@ -235,11 +259,15 @@ double predict_product(const MachineProfile *profile, const Product *product) {
 }
 
 /* ---- timing products ------------------------------------------------------------------ */
+enum { MAX_ROUNDS = 9 };
+
 typedef struct Sample {
     const Product *product;
     double weight; /* FLOPs of a step that are its */
     PreparedProduct *prepared;
     double share;
+    double seconds[MAX_ROUNDS];
+    int rounds;
 } Sample;
 
 static int compare_samples(const void *a, const void *b) {
@@ -289,13 +317,31 @@ static int list_samples(const MachineProfile *profile, const ProgramSet *set, Sa
     return count;
 }
 
-static void run_sample(MachineProfile *profile, Cursor *cursor, Sample *sample) {
-    size_t bytes = (size_t)product_scratch_bytes(sample->prepared) * (size_t)profile->threads;
-    char *scratch = aligned_alloc(64, bytes + 64);
-    if (scratch)
-        machine_profile_enter(profile, sample->product,
-                              time_sample(cursor, sample->prepared, scratch) / sample->share);
-    free(scratch);
+static int compare_seconds(const void *a, const void *b) {
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static double median_seconds(double *seconds, int count) {
+    qsort(seconds, (size_t)count, sizeof *seconds, compare_seconds);
+    return 0.5 * (seconds[(count - 1) / 2] + seconds[count / 2]);
+}
+
+/* The library's scratch memory, grown to what the next sample wants and touched. */
+typedef struct Scratch {
+    char *memory;
+    size_t bytes;
+} Scratch;
+
+static bool scratch_reserve(Scratch *scratch, size_t bytes) {
+    if (scratch->memory && scratch->bytes >= bytes)
+        return true;
+    free(scratch->memory);
+    scratch->bytes = bytes;
+    scratch->memory = aligned_alloc(64, (bytes + 127) / 64 * 64);
+    if (scratch->memory)
+        memset(scratch->memory, 0, bytes);
+    return scratch->memory;
 }
 
 void machine_profile_products(MachineProfile *profile, const ProgramSet *set, double seconds) {
@@ -303,22 +349,33 @@ void machine_profile_products(MachineProfile *profile, const ProgramSet *set, do
     if (!profile->memory)
         return;
     Cursor cursor = {.memory = profile->memory};
+    Scratch scratch = {0};
     Sample *samples = checked_alloc((size_t)(set->product_count + 1) * sizeof *samples);
     int count = list_samples(profile, set, samples);
     /* The first round takes what can be timed; each further one those again. */
     bool more = count > 0;
-    for (int round = 0; more; round++) {
+    for (int round = 0; round < MAX_ROUNDS && more; round++) {
         for (int i = 0; i < count && more; i++) {
+            Sample *sample = &samples[i];
             if (round == 0)
-                samples[i].prepared =
-                    product_prepare_sample(samples[i].product, &samples[i].share);
-            if (samples[i].prepared)
-                run_sample(profile, &cursor, &samples[i]);
+                sample->prepared = product_prepare_sample(sample->product, &sample->share);
+            size_t bytes = sample->prepared ? (size_t)product_scratch_bytes(sample->prepared) *
+                                                  (size_t)profile->threads
+                                            : 0;
+            if (sample->prepared && scratch_reserve(&scratch, bytes))
+                sample->seconds[sample->rounds++] =
+                    time_sample(&cursor, sample->prepared, scratch.memory);
             more = now_seconds() < end;
         }
     }
-    for (int i = 0; i < count; i++)
+    for (int i = 0; i < count; i++) {
+        if (samples[i].rounds > 0)
+            machine_profile_enter(profile, samples[i].product,
+                                  median_seconds(samples[i].seconds, samples[i].rounds) /
+                                      samples[i].share);
         product_free(samples[i].prepared);
+    }
+    free(scratch.memory);
     free(samples);
 }
 
@@ -390,20 +447,22 @@ static bool seen_before(const Step *step, int operand) {
     return false;
 }
 
-static double launch_seconds(const SetTimes *times, const Step *step) {
+static double launch_seconds(const MachineProfile *profile, const SetTimes *times,
+                             const Step *step) {
     double bytes = 0, work = times->work[step->index];
     for (int i = 0; i < step->operand_count; i++)
         bytes += seen_before(step, i) ? 0 : times->touched[step->index][i];
     double moving = bytes / times->bandwidth;
-    return moving > work ? moving : work;
+    return fmax(moving, work) + profile->unhidden * fmin(moving, work);
 }
 
 /* Of one step, without its region. */
-static double step_seconds(const SetTimes *times, const Step *step) {
+static double step_seconds(const MachineProfile *profile, const SetTimes *times,
+                           const Step *step) {
     double bytes = 0;
     switch (step->kind) {
     case STEP_LAUNCH:
-        return launch_seconds(times, step);
+        return launch_seconds(profile, times, step);
     case STEP_PRODUCT:
         return times->products[step->index];
     case STEP_COPY:
@@ -419,7 +478,8 @@ void predict_program(const MachineProfile *profile, const ProgramSet *set,
                      const Program *program, double *seconds) {
     SetTimes times = set_times(profile, set);
     for (int64_t i = 0; i < program->step_count; i++)
-        seconds[i] = step_seconds(&times, &program->steps[i]) + profile->region_seconds;
+        seconds[i] =
+            step_seconds(profile, &times, &program->steps[i]) + profile->region_seconds;
     set_times_free(set, &times);
 }
 
@@ -429,17 +489,18 @@ Prediction predict_step(const MachineProfile *profile, const ProgramSet *set,
     SetTimes times = set_times(profile, set);
     double repeat = (double)micro_batches;
     Prediction p = {0};
-    for (int64_t i = 0; i < micro->step_count; i++) {
+    for (int64_t i = 0; micro && i < micro->step_count; i++) {
         const Step *step = &micro->steps[i];
         double *part = step->kind == STEP_PRODUCT  ? &p.products
                        : step->kind == STEP_LAUNCH ? &p.kernels
                                                    : &p.copies;
-        *part += repeat * step_seconds(&times, step);
+        *part += repeat * step_seconds(profile, &times, step);
+        p.overhead += repeat * profile->region_seconds;
     }
-    for (int64_t i = 0; i < update->step_count; i++)
-        p.update += step_seconds(&times, &update->steps[i]);
-    p.overhead = profile->region_seconds *
-                 (repeat * (double)micro->step_count + (double)update->step_count);
+    for (int64_t i = 0; update && i < update->step_count; i++) {
+        p.update += step_seconds(profile, &times, &update->steps[i]);
+        p.overhead += profile->region_seconds;
+    }
     p.seconds = p.products + p.kernels + p.copies + p.update + p.overhead;
     set_times_free(set, &times);
     return p;

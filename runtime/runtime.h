@@ -55,7 +55,7 @@ const char *product_implementation(const PreparedProduct *prepared); /* the libr
 /* A part of the product that is quick to time, run by product_run: a few of its tiles for each
  * thread, their summed axis cut where it is long.  `share`: of the whole's time, as far as tiles
  * and sums tell.  NULL where even that part wants more than PRODUCT_SAMPLE_BYTES of operands. */
-enum { PRODUCT_SAMPLE_BYTES = 1 << 26 };
+enum { PRODUCT_SAMPLE_BYTES = 5 << 26 };
 PreparedProduct *product_prepare_sample(const Product *product, double *share);
 /* How far product_run reaches from a, b and c. */
 void product_operand_bytes(const PreparedProduct *prepared, int64_t bytes[3]);
@@ -276,7 +276,8 @@ double now_seconds(void); /* monotonic */
  *
  *   product   the time of a sample of it (product_prepare_sample) over the sample's share; where
  *             there was no time for that, its FLOPs at the rate of the most similar timed one
- *   kernel    the larger of bytes touched / bandwidth and kernel_work / operations
+ *   kernel    the larger of bytes touched / bandwidth and kernel_work / operations, and the share
+ *             of the other that it does not hide
  *   copy, zero   bytes touched / bandwidth
  *
  * and each the cost of a parallel region.  A step's operands were last used about a step
@@ -297,19 +298,22 @@ typedef struct MachineProfile {
     int threads;
     double region_seconds;                 /* to start and end a parallel region */
     double operations;                     /* a second, in the units of kernel_work */
+    double unhidden;                       /* share of the lesser of moving and computing that the
+                                              greater does not hide */
     Bandwidth bandwidths[BANDWIDTH_SIZES]; /* ascending */
     double product_flops;                  /* FLOP/s of a product when none was timed */
     ARRAY(ProductTime) products;           /* those that were */
     StringMap product_by_shape;            /* index in it */
     char *memory;                          /* operands of what is timed; NULL: nothing is */
 } MachineProfile;
-/* Measures all but products, in about 0.1 s. */
+enum { PROFILE_BYTES = 6 << 26 }; /* of memory: more than a cache holds */
+/* Measures all but products, in about 0.2 s. */
 MachineProfile *machine_profile_new(void);
 void machine_profile_free(MachineProfile *profile);
 /* Times the products of a program set that are not known yet, those that weigh most in a step
- * first, and again and again (the least counts) until `seconds` have passed. */
+ * first, and again and again (the median counts) until `seconds` have passed. */
 void machine_profile_products(MachineProfile *profile, const ProgramSet *set, double seconds);
-/* Enters a time; the lesser of two for one product stands. */
+/* Enters a time; a later one replaces it. */
 void machine_profile_enter(MachineProfile *profile, const Product *product, double seconds);
 double product_flops(const Product *product);
 double predict_product(const MachineProfile *profile, const Product *product);
@@ -321,7 +325,8 @@ typedef struct Prediction {
     double overhead;                  /* of the regions of all steps; in none of the others */
     double seconds;                   /* of the training step: their sum */
 } Prediction;
-/* One training step: `micro_batches` times the program `micro`, then `update`. */
+/* One training step: `micro_batches` times the program `micro`, then `update` (where the set has
+ * them). */
 Prediction predict_step(const MachineProfile *profile, const ProgramSet *set,
                         int64_t micro_batches);
 /* Of each step of a program, its region included, into seconds[step_count]. */
