@@ -309,6 +309,10 @@ END {
         choose(arms[a])
         seconds[arms[a]] = update_seconds(arms[a], 1)
     }
+    if (!rate_count) {
+        print "No run is finished yet.\n"
+        exit
+    }
     printf "%d tuning runs are finished (24, and further ones where the best was at an edge), and %d of %d at full length.\n",
            runs[TUNE], runs[FULL], 2 * SEEDS * arm_count
     printf "Setup `%s`; colac at %s; on %s; the runs took %.1f hours of shared processor time so far.\n\n", setup,
