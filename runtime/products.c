@@ -504,9 +504,9 @@ PreparedProduct *product_prepare(const Product *product) {
 /* ---- samples --------------------------------------------------------------------------
  * The first tiles of a product, for timing it: run as they would be in the whole of it, with
  * its strides where memory allows. */
-enum { SAMPLE_K = 1024 };                  /* the sums of a tile are cut to it */
+enum { SAMPLE_K = 1024 };                  /* the sums of a tile are not cut below it */
 enum { SAMPLE_LINE = 4096 + 16 };          /* lines of a large operand are brought so near */
-static const double sample_terms = 0x1p26; /* multiply-adds of a thread, at least */
+static const double sample_terms = 0x1p27; /* multiply-adds of a thread, about */
 
 /* Makes the shape that of its first tiles: the rows and columns that these lie in.  Of several
  * batches all are kept, and the first of them are run. */
@@ -591,10 +591,9 @@ PreparedProduct *product_prepare_sample(const Product *product, double *share) {
     PreparedProduct *prepared = product_cut(product);
     Product *p = &prepared->shape;
     int64_t team = omp_get_max_threads(), all = prepared->units;
-    double depth = p->k > SAMPLE_K ? (double)SAMPLE_K : (double)p->k;
-    double unit =
-        (double)prepared->tile_m * (double)prepared->tile_n * depth * (double)prepared->terms;
-    double rounds = ceil(sample_terms / unit);
+    double area = (double)prepared->tile_m * (double)prepared->tile_n * (double)prepared->terms;
+    double depth = fmin((double)p->k, fmax(floor(sample_terms / area), SAMPLE_K));
+    double rounds = ceil(sample_terms / (area * depth));
     if (rounds * (double)team < (double)all) {
         /* All threads do the same number of tiles; in the whole some may do one more. */
         keep_first(prepared, (int64_t)rounds * team);
