@@ -8,6 +8,7 @@
 #include <inttypes.h>
 #include <jansson.h>
 #include <math.h>
+#include <omp.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -25,8 +26,10 @@ typedef struct Sweep {
     const char *plans[MAX_PLANS]; /* NULL: no plan */
     SweepTable table;
     uint64_t data_hash;
-    json_t *earlier; /* rows of DIR/sweep.jsonl */
-    bool failed;     /* a row or a file could not be had */
+    json_t *earlier;          /* rows of DIR/sweep.jsonl */
+    MachineProfile *machine;  /* NULL: no times are predicted */
+    double measuring_seconds; /* of a combination's products, at most */
+    bool failed;              /* a row or a file could not be had */
 } Sweep;
 
 static volatile sig_atomic_t interrupted;
@@ -258,6 +261,17 @@ static void set_plan(json_t *row, const Compiled *compiled, int threads) {
     json_decref(more);
 }
 
+/* The time of a step, before any has run. */
+static void set_prediction(json_t *row, const Sweep *sweep, const Compiled *compiled) {
+    const Compilation *compilation = compiled->compilation;
+    if (!sweep->machine)
+        return;
+    machine_profile_products(sweep->machine, compiled->programs, sweep->measuring_seconds);
+    Prediction prediction = predict_step(sweep->machine, compiled->programs,
+                                         compilation->recipe.batch / compilation->sequences);
+    set_number(row, "predicted_step_s", prediction.seconds);
+}
+
 static void set_training(json_t *row, const TrainReport *report) {
     double executed = number_in_row(row, "flops_per_token.executed");
     set_integer(row, "steps", report->steps);
@@ -464,6 +478,7 @@ static void run_row(Sweep *sweep, const Combination *c, Compiled *compiled, uint
     json_t *row = row_new(sweep, c, seed);
     json_object_set_new(row, "key", json_string(key));
     set_plan(row, compiled, options->threads);
+    set_prediction(row, sweep, compiled);
     set_status(row, "planned");
     if (options->data)
         train_row(sweep, c, compiled, row, seed, folder);
@@ -510,8 +525,15 @@ static void run_all(Sweep *sweep) {
     find_known(sweep, known);
     for (int p = 0; p < sweep->plan_count; p++)
         add_combinations(sweep, p, known[p], &all);
+    if (sweep->options->threads)
+        omp_set_num_threads(sweep->options->threads);
+    if (sweep->options->device == DEVICE_CPU)
+        sweep->machine = machine_profile_new();
+    sweep->measuring_seconds = fmin(0.25, 3.0 / (double)all.count);
     for (int64_t i = 0; i < all.count && !interrupted; i++)
         run_combination(sweep, &all.data[i], i, all.count);
+    if (sweep->machine)
+        machine_profile_free(sweep->machine);
     array_free(&all);
     free(known);
     sigaction(SIGINT, &before, NULL);

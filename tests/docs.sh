@@ -1,4 +1,5 @@
-# The examples of docs/language.md, as they stand there.  A block's first line says what it is:
+# The examples of docs/language.md and others (or of those given), as they stand there.  A block's first
+# line says what it is:
 #
 #   ```cola FILE              a whole text
 #   ```cola FILE+ OPTIONS     what is added to FILE, a text above
@@ -6,11 +7,19 @@
 #       these are in canonical layout, and `colac check FILE OPTIONS` accepts the text
 #   ```cola FILE! OPTIONS     a whole text, or (FILE@!) statements, that colac refuses:
 #       the ```text block that follows is what it says
-#   ```console                `$ command` and its output; `colac check` and `colac ir` are run
+#   ```console                `$ command` and its output; they are run in turn
 set -u
+if [ $# -eq 0 ]; then
+    failed=0
+    for document in language sweep; do sh "$0" docs/$document.md || failed=1; done
+    exit $failed
+fi
+least=4
+[ "$1" = docs/language.md ] && least=20
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-document=$PWD/docs/language.md
+name_of_document=$1
+document=$PWD/$1
 cp models/*.cola "$work"
 mkdir "$work/bin"
 printf '#!/bin/sh\nexec "%s" "$@"\n' "$COLAC" >"$work/bin/colac"
@@ -28,7 +37,7 @@ awk '
 
 failed=0 checked=0
 fail() {
-    echo "docs/language.md, example $n ($file): $1"
+    echo "$name_of_document, example $n ($file): $1"
     cat "${2:-/dev/null}"
     failed=1
 }
@@ -98,5 +107,5 @@ while [ $((n += 1)) -le "$(cat count)" ]; do
     console) console ;;
     esac
 done
-[ "$checked" -ge 20 ] || { echo "only $checked examples were found in docs/language.md"; failed=1; }
+[ "$checked" -ge $least ] || { echo "only $checked examples were found in $name_of_document"; failed=1; }
 exit $failed
