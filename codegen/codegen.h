@@ -255,6 +255,7 @@ typedef enum Space {
     SPACE_WEIGHT,
     SPACE_GRADIENT,
     SPACE_MOMENT,
+    SPACE_COPY,
     SPACE_TABLE,
     SPACE_METRIC,
     SPACE_INPUT,
@@ -306,7 +307,7 @@ typedef struct ProgramSet {
     const char **kernel_names;
     int product_count;
     Product *products;
-    int64_t slab_elements[5]; /* by Role; of one moment */
+    int64_t slab_elements[ROLE_METRIC + 1]; /* by Role; of one moment */
     int moment_count;
     int64_t arena_bytes; /* the largest of the programs */
 } ProgramSet;

@@ -34,17 +34,16 @@ static void *arena_copy(Arena *arena, const void *from, int64_t count, size_t si
 /* ---- operands ------------------------------------------------------------------------ */
 
 const char *space_name(Space space) {
-    static const char *const names[] = {"weight", "gradient", "moment", "table",
-                                        "metric", "input",    "arena"};
+    static const char *const names[] = {"weight", "gradient", "moment", "copy",
+                                        "table",  "metric",   "input",  "arena"};
     return names[space];
 }
 
 static Operand state_operand(const Module *module, StateId id) {
-    static const Space spaces[] = {[ROLE_WEIGHT] = SPACE_WEIGHT,
-                                   [ROLE_GRADIENT] = SPACE_GRADIENT,
-                                   [ROLE_MOMENT] = SPACE_MOMENT,
-                                   [ROLE_TABLE] = SPACE_TABLE,
-                                   [ROLE_METRIC] = SPACE_METRIC};
+    static const Space spaces[] = {
+        [ROLE_WEIGHT] = SPACE_WEIGHT, [ROLE_GRADIENT] = SPACE_GRADIENT,
+        [ROLE_MOMENT] = SPACE_MOMENT, [ROLE_COPY] = SPACE_COPY,
+        [ROLE_TABLE] = SPACE_TABLE,   [ROLE_METRIC] = SPACE_METRIC};
     const State *state = &module->states.data[id];
     INTERNAL_CHECK(state->offset >= 0);
     int width = dtype_bytes(state->dtype);
@@ -300,7 +299,7 @@ static void print_loops(const char *name, const ProductLoop *loops, int count, T
                     (long long)loops[i].stride_c);
 }
 
-/* product 512x2048x128 a(128,1) b(1,128) c(2048,1) batch 8(…) add */
+/* product 512x2048x128 a(128,1) b(1,128) c(2048,1) batch 8(…) add bf16->f32 */
 static void print_product(const Product *product, Text *out) {
     text_printf(out, "%lldx%lldx%lld a(%lld,%lld) b(%lld,%lld) c(%lld,%lld)",
                 (long long)product->m, (long long)product->n, (long long)product->k,
@@ -309,6 +308,8 @@ static void print_product(const Product *product, Text *out) {
     print_loops("batch", product->batch, product->batch_count, out);
     print_loops("accumulate", product->accumulate, product->accumulate_count, out);
     text_puts(out, product->add ? " add" : "");
+    if (product->bf16_operands || product->bf16_result)
+        text_puts(out, product->bf16_result ? " bf16" : " bf16->f32");
 }
 
 static int32_t share_product(Emitter *e, const Product *product) {
@@ -379,6 +380,7 @@ static Product group_product(const Emitter *e, int group, View *a, View *b, View
 static Step emit_product(Emitter *e, int group) {
     const Function *function = e->function;
     NodeId dot = e->index.members[e->index.member_begin[group]];
+    const Node *node = node_at(function, dot);
     const Write *write = product_write(e, group);
     View a, b, result;
     Product product = group_product(e, group, &a, &b, &result);
@@ -391,8 +393,10 @@ static Step emit_product(Emitter *e, int group) {
     step.index = share_product(e, &product);
     step.label = product_label(e, dot, write);
     step.flops = 2 * product_terms(&product);
-    step.bytes = 4 * (view_elements(function, &a) + view_elements(function, &b) +
-                      (product.add ? 2 : 1) * view_elements(function, &result));
+    step.bytes = dtype_bytes(product.bf16_operands ? TYPE_BF16 : TYPE_F32) *
+                     (view_elements(function, &a) + view_elements(function, &b)) +
+                 dtype_bytes(node->type.dtype) * (product.add ? 2 : 1) *
+                     view_elements(function, &result);
     return step;
 }
 
@@ -533,11 +537,12 @@ ProgramSet *outline_programs(const Module *module) {
 MemoryTable program_memory(const ProgramSet *set) {
     const Module *module = set->module;
     MemoryTable table = memory_table(module);
-    int64_t slabs = set->moment_count * set->slab_elements[ROLE_MOMENT];
+    int64_t slabs = 0;
     for (Role role = ROLE_WEIGHT; role <= ROLE_METRIC; role++)
-        slabs += role == ROLE_MOMENT ? 0 : set->slab_elements[role];
-    int64_t added = set->arena_bytes - table.arena + slabs * dtype_bytes(TYPE_F32) -
-                    table.weights - table.gradients - table.optimizer - table.tables;
+        slabs += (role == ROLE_MOMENT ? set->moment_count : 1) * set->slab_elements[role] *
+                 dtype_bytes(role_dtype(role));
+    int64_t added = set->arena_bytes - table.arena + slabs - table.weights - table.copies -
+                    table.gradients - table.optimizer - table.tables;
     for (int i = 0; i < module->inputs.count; i++) {
         const Input *input = &module->inputs.data[i];
         added += axes_elements(module, input->axes, input->axis_count) * dtype_bytes(TYPE_I32);

@@ -122,14 +122,10 @@ static bool parse_seeds(Options *options, const char *value) {
 }
 
 static bool parse_precision(Options *options, const char *value) {
-    (void)options;
-    if (!strcmp(value, "f32"))
+    options->request.precision = value;
+    if (!strcmp(value, "f32") || !strcmp(value, "bf16"))
         return true;
-    fprintf(stderr,
-            !strcmp(value, "bf16")
-                ? "colac: this version computes in f32 alone; `--precision bf16` is not there\n"
-                : "colac: `--precision` takes `f32` or `bf16`, not `%s`\n",
-            value);
+    fprintf(stderr, "colac: `--precision` takes `f32` or `bf16`, not `%s`\n", value);
     return false;
 }
 
@@ -345,6 +341,7 @@ bool options_parse(Options *options, const Command *command, int argc, char **ar
     memset(options, 0, sizeof *options);
     options->command = command;
     options->request.defines = options->defines;
+    options->request.no_bf16 = !products_have_bf16();
     options->seed = 1;
     options->order = strcmp(command->name, "grad") ? ORDER_SHUFFLED : ORDER_SEQUENTIAL;
     options->files = checked_alloc((size_t)argc * sizeof *options->files);

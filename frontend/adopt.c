@@ -75,8 +75,10 @@ bool compilation_adopt(Compilation *c, Module *module, bool with_plan) {
     forget_directives(c);
     find_state_scopes(x);
     collect_paths(x);
-    if (with_plan)
+    if (with_plan) {
         check_plan(x);
+        settle_precision(c, x->request);
+    }
     check_recipe(x);
     group_followers(module);
     return error_count(x) == errors;

@@ -330,6 +330,23 @@ static Texts *load_texts(const Request *request, Diagnostics *diagnostics) {
     return texts;
 }
 
+/* The command line's word on precision, then the machine's. */
+void settle_precision(Compilation *c, const Request *request) {
+    if (request->precision) {
+        c->precision = !strcmp(request->precision, "bf16") ? TYPE_BF16 : TYPE_F32;
+        c->precision_directive = NULL;
+    }
+    if (c->precision != TYPE_BF16 || !request->no_bf16)
+        return;
+    static const char sentence[] =
+        "this processor does not multiply bf16 values: products are computed in f32";
+    if (c->precision_directive)
+        warning_at(c->diagnostics, c->precision_directive->span, "%s", sentence);
+    else
+        warning_in_file(c->diagnostics, request->path, "`--precision bf16`: %s", sentence);
+    c->precision = TYPE_F32;
+}
+
 static void compile(Expander *x) {
     Compilation *c = x->compilation;
     int errors = error_count(x);
@@ -354,6 +371,7 @@ static void compile(Expander *x) {
         return;
     check_weight_sum(x);
     check_plan(x);
+    settle_precision(c, x->request);
     check_recipe(x);
 }
 

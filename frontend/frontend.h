@@ -280,6 +280,7 @@ typedef struct Request {
     const char *plan;          /* NAME or FILE:NAME, or NULL: nothing is rewritten */
     const char *recipe;        /* NAME or FILE:NAME, or NULL: AdamW at a constant rate, batch = B */
     const char *precision;     /* f32, bf16; NULL: what the plan says, else f32.  Wins over the plan */
+    bool no_bf16;              /* the processor lacks it: f32 instead, with a warning */
     const Define *defines;
     int define_count;
 } Request;

@@ -167,12 +167,14 @@ int64_t module_bytes(const Module *module) {
 }
 
 const char *role_name(Role role) {
-    static const char *const names[] = {[ROLE_WEIGHT] = "weight",
-                                        [ROLE_GRADIENT] = "gradient",
-                                        [ROLE_MOMENT] = "moment",
-                                        [ROLE_TABLE] = "table",
-                                        [ROLE_METRIC] = "metric"};
+    static const char *const names[] = {
+        [ROLE_WEIGHT] = "weight", [ROLE_GRADIENT] = "gradient", [ROLE_MOMENT] = "moment",
+        [ROLE_COPY] = "copy",     [ROLE_TABLE] = "table",       [ROLE_METRIC] = "metric"};
     return names[role];
+}
+
+DataType role_dtype(Role role) {
+    return role == ROLE_COPY ? TYPE_BF16 : TYPE_F32;
 }
 
 const char *group_kind_name(GroupKind kind) {
@@ -612,6 +614,15 @@ static const char *infer_dtype(const Request *request, Type *result) {
     case DTYPE_SECOND:
         result->dtype = input_type(request, 1).dtype;
         break;
+    case DTYPE_PRODUCT:
+        result->dtype = input_type(request, 0).dtype;
+        if (result->dtype == TYPE_BF16 && request->dtype != TYPE_BF16) {
+            if (request->dtype != TYPE_F32)
+                REFUSE(request, "of bf16 operands the result is bf16 or f32, not %s",
+                       dtype_name(request->dtype));
+            result->dtype = TYPE_F32;
+        }
+        break;
     }
     return NULL;
 }
@@ -1020,7 +1031,12 @@ NodeId build_reduce(Builder *b, Op op, NodeId a, const AxisId *axes, int count) 
 }
 
 NodeId build_dot(Builder *b, NodeId a, NodeId c, const AxisId *axes, int count) {
-    return build(b, OP_DOT, TYPE_F32, attr_from(axes, count), (NodeId[]){a, c}, 2);
+    return build_dot_as(b, type_at(b, a).dtype, a, c, axes, count);
+}
+
+NodeId build_dot_as(Builder *b, DataType dtype, NodeId a, NodeId c, const AxisId *axes,
+                    int count) {
+    return build(b, OP_DOT, dtype, attr_from(axes, count), (NodeId[]){a, c}, 2);
 }
 
 NodeId build_gather(Builder *b, NodeId table, NodeId index, AxisId axis) {

@@ -40,7 +40,9 @@ typedef enum AxisRule {
     AXES_LEAF, AXES_SAME, AXES_EXPAND, AXES_REDUCE, AXES_DOT, AXES_GATHER, AXES_SCATTER,
     AXES_PICK, AXES_STACK, AXES_RENAME, AXES_SPLIT, AXES_MERGE
 } AxisRule;
-typedef enum DtypeRule { DTYPE_ATTR, DTYPE_SAME, DTYPE_BOOL, DTYPE_SECOND } DtypeRule;
+typedef enum DtypeRule {
+    DTYPE_ATTR, DTYPE_SAME, DTYPE_BOOL, DTYPE_SECOND, DTYPE_PRODUCT
+} DtypeRule;
 enum { USES_NUMBER = 1, USES_INTEGER = 2, USES_FROM = 4, USES_TO = 8 }; /* attributes of an op */
 
 /* Gradient rules, dispatched in passes/autodiff.c; a rule that is missing there is a compile
@@ -127,9 +129,12 @@ typedef struct Node {
 } Node;
 
 typedef enum Role {
-    ROLE_WEIGHT, ROLE_GRADIENT, ROLE_MOMENT, ROLE_TABLE, ROLE_METRIC
+    ROLE_WEIGHT, ROLE_GRADIENT, ROLE_MOMENT,
+    ROLE_COPY, /* of a weight, in bf16 */
+    ROLE_TABLE, ROLE_METRIC
 } Role;
-const char *role_name(Role role); /* weight gradient moment table metric */
+const char *role_name(Role role); /* weight gradient moment copy table metric */
+DataType role_dtype(Role role);    /* of the elements of its slab: f32; of copies bf16 */
 
 typedef enum InitKind { INIT_ZEROS, INIT_CONSTANT, INIT_NORMAL, INIT_UNIFORM } InitKind;
 typedef struct Init {
@@ -137,11 +142,11 @@ typedef struct Init {
     double scale; /* the constant; the standard deviation; uniform in [-scale, scale) */
 } Init;
 
-/* A value that outlives a function call.  A weight, its gradient and its moments have the same
+/* A value that outlives a function call.  A weight, its gradient, moments and copy have the same
  * axes, memory order and slab offset, each in the slab of its role (and number).  A *flat* state is
  * a window over a range of such a slab, with one axis: the optimizer runs over it in one pass. */
 typedef struct State {
-    const char *path; /* layer[3].attn.wq.A; a gradient's is the weight's, a moment's too */
+    const char *path; /* layer[3].attn.wq.A; of a gradient, moment or copy the weight's */
     Role role;
     int32_t number;   /* which moment: 0, 1, …; else 0 */
     DataType dtype;
@@ -150,7 +155,7 @@ typedef struct State {
     int order_count;              /* memory order, slowest first; -1 before layout */
     AxisId order[MAX_AXES];
     Init init;
-    StateId weight;   /* of a gradient or moment: its weight; else -1 */
+    StateId weight;   /* of a gradient, moment or copy: its weight; else -1 */
     int32_t group;    /* optimizer group of a weight, from 0 */
     bool low_rank;    /* belongs to a block that `factorize` placed */
     bool flat;        /* a window over [offset, offset + size of its axis) of its slab */
@@ -310,6 +315,8 @@ NodeId build_pick(Builder *b, NodeId a, AxisId axis, int64_t position);
 NodeId build_stack(Builder *b, const NodeId *parts, int count, AxisId axis);
 NodeId build_reduce(Builder *b, Op op, NodeId a, const AxisId *axes, int count); /* none: a */
 NodeId build_dot(Builder *b, NodeId a, NodeId c, const AxisId *axes, int count); /* none: outer */
+/* The same with a result of another dtype than the operands': f32 of bf16. */
+NodeId build_dot_as(Builder *b, DataType dtype, NodeId a, NodeId c, const AxisId *axes, int count);
 NodeId build_gather(Builder *b, NodeId table, NodeId index, AxisId axis);
 NodeId build_scatter_add(Builder *b, NodeId index, NodeId value, AxisId to, const AxisId *summed,
                          int count);

@@ -78,11 +78,12 @@ static const char *verify_declarations(const Module *module) {
     return NULL;
 }
 
-/* A gradient's or moment's state goes along with its weight. */
+/* A gradient's, moment's or copy's state goes along with its weight. */
 static const char *verify_companion(const Module *module, const State *state) {
     const char *role = role_name(state->role);
     bool needs_weight =
-        !state->flat && (state->role == ROLE_GRADIENT || state->role == ROLE_MOMENT);
+        !state->flat && (state->role == ROLE_GRADIENT || state->role == ROLE_MOMENT ||
+                         state->role == ROLE_COPY);
     if (state->weight == -1 && !needs_weight)
         return NULL;
     REQUIRE(module, state->weight >= 0 && state->weight < module->states.count,
@@ -122,6 +123,8 @@ static const char *verify_state(const Module *module, const State *state, Stage 
             "%s %s: its memory order is not one of its axes", role, state->path);
     REQUIRE(module, stage < STAGE_LAYOUT || state->flat || state->order_count >= 0,
             "%s %s has no memory order", role, state->path);
+    REQUIRE(module, state->role != ROLE_COPY || state->dtype == TYPE_BF16,
+            "%s %s: a copy is bf16", role, state->path);
     REQUIRE(module, !state->flat || (type.rank == 1 && state->offset >= 0),
             "%s %s: a flat state has one axis and an offset", role, state->path);
     return NULL;

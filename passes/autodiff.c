@@ -350,9 +350,10 @@ RULE(MAX) {
 }
 
 /* a += dot(g, b) over the axes that only b brought to y; for b likewise.  Where there are none
- * that product sums nothing: it is a map. */
+ * that product sums nothing: it is a map.  A product of bf16 values takes g in bf16 too. */
 RULE(DOT) {
-    UNUSED(result);
+    r->b.adjoint_of = result;
+    g = build_cast(&r->b, g, type_at(r, y->inputs[0]).dtype);
     for (int i = 0; i < 2; i++) {
         if (!toward(r, y, i))
             continue;

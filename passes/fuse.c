@@ -611,13 +611,20 @@ static bool add_frontier(const Fuse *f, NodeId id, Recompute *plan) {
     return true;
 }
 
+/* A bf16 value as f32, for those who compute with it: in a register, never in memory, where it
+ * would be twice as large as what it is made of. */
+static bool is_widening(const Fuse *f, NodeId id) {
+    return at(f, id)->op == OP_CAST && at(f, at(f, id)->inputs[0])->type.dtype == TYPE_BF16 &&
+           !f->in_memory[id] && !f->written[id];
+}
+
 /* Walks the operands of a value that would be computed again.  Recursion ends with the cost. */
 static bool plan_recompute(const Fuse *f, NodeId id, Recompute *plan) {
     const Node *node = at(f, id);
     plan->cost += op_cost(node->op);
     for (int i = 0; i < node->input_count && plan->cost <= RECOMPUTE_COST; i++) {
         NodeId input = node->inputs[i];
-        while (node_is_view(at(f, input)))
+        while (node_is_view(at(f, input)) || is_widening(f, input))
             input = at(f, input)->inputs[0];
         bool further = f->real[input] && may_recompute(f, input) &&
                        keeping(f, input, plan) > plan->stored / 8;
@@ -665,6 +672,20 @@ static bool better_recomputed(Fuse *f, NodeId id) {
     return true;
 }
 
+/* Whoever reads a widened value reads the bf16 one. */
+static bool widen_again(Fuse *f, NodeId id) {
+    NodeId read = at(f, id)->inputs[0];
+    while (node_is_view(at(f, read)))
+        read = at(f, read)->inputs[0];
+    if (f->no_fuse || !is_widening(f, id))
+        return false;
+    if (f->last_use[read] < f->outside[id])
+        f->last_use[read] = f->outside[id];
+    if (f->burden[read] < f->burden[id])
+        f->burden[read] = f->burden[id];
+    return true;
+}
+
 /* When the value is last read by other drafts than its own: by its consumers there, and
  * wherever a consumer is computed again. */
 static int32_t outside_time(const Fuse *f, NodeId id) {
@@ -683,18 +704,22 @@ static int32_t outside_time(const Fuse *f, NodeId id) {
 
 /* From the last value to the first, so that readers are settled before what they read. */
 static void choose_stores(Fuse *f) {
-    for (NodeId id = 0; id < f->count; id++) {
+    for (NodeId id = f->count - 1; id >= 0; id--) {
         f->last_use[id] = f->real[id] ? time_of(f, id) : -1;
-        for (int64_t i = f->out_start[id]; i < f->out_start[id + 1]; i++)
-            if (!f->out[i].order && time_of(f, f->out[i].node) > f->last_use[id])
-                f->last_use[id] = time_of(f, f->out[i].node);
+        for (int64_t i = f->out_start[id]; i < f->out_start[id + 1]; i++) {
+            NodeId reader = f->out[i].node;
+            int32_t time = is_widening(f, reader) ? f->last_use[reader] : time_of(f, reader);
+            if (!f->out[i].order && time > f->last_use[id])
+                f->last_use[id] = time;
+        }
     }
     for (NodeId id = f->count - 1; id >= 0; id--) {
         if (!f->real[id])
             continue;
         f->outside[id] = outside_time(f, id);
         bool dead = f->out_start[id] == f->out_start[id + 1] && !f->written[id];
-        f->recomputed[id] = f->outside[id] >= 0 && better_recomputed(f, id);
+        f->recomputed[id] =
+            f->outside[id] >= 0 && (widen_again(f, id) || better_recomputed(f, id));
         f->function->nodes.data[id].placement.stored =
             dead || (f->outside[id] >= 0 && !f->recomputed[id]);
     }

@@ -545,13 +545,16 @@ static bool is_elementwise(const Layout *l, const Node *dot) {
     return dot->attr.from_count == 0 || type_same_axes(a, b);
 }
 
-/* dot(a, b; K) = sum(a * b; K). */
+/* dot(a, b; K) = sum(a * b; K), in f32 whatever the operands are. */
 static void visit_elementwise_dot(Layout *l, NodeId id, const Node *dot) {
     Builder b = builder_at(l, dot);
     b.adjoint_of = dot->adjoint_of >= 0 ? l->rebuild.map[dot->adjoint_of] : -1;
-    NodeId product =
-        build_2(&b, OP_MUL, l->rebuild.map[dot->inputs[0]], l->rebuild.map[dot->inputs[1]]);
+    NodeId factors[2];
+    for (int i = 0; i < 2; i++)
+        factors[i] = build_cast(&b, l->rebuild.map[dot->inputs[i]], TYPE_F32);
+    NodeId product = build_2(&b, OP_MUL, factors[0], factors[1]);
     NodeId result = build_reduce(&b, OP_SUM, product, dot->attr.from, dot->attr.from_count);
+    result = build_cast(&b, result, dot->type.dtype);
     Node *node = &l->rebuild.fresh->nodes.data[result];
     node->name = node->name ? node->name : dot->name;
     l->rebuild.map[id] = result;

@@ -104,14 +104,16 @@ static int64_t slab_bytes(const Module *module, Role role) {
         *end = own_end > *end ? own_end : *end;
     }
     for (int64_t i = 0; i < numbers; i++)
-        total = add_or_stay(total, ends[i] > INT64_MAX / 4 ? INT64_MAX
-                                                           : ends[i] * dtype_bytes(TYPE_F32));
+        total = add_or_stay(total, ends[i] > INT64_MAX / 4
+                                       ? INT64_MAX
+                                       : ends[i] * dtype_bytes(role_dtype(role)));
     free(ends);
     return total;
 }
 
 MemoryTable memory_table(const Module *module) {
     MemoryTable table = {.weights = slab_bytes(module, ROLE_WEIGHT),
+                         .copies = slab_bytes(module, ROLE_COPY),
                          .gradients = slab_bytes(module, ROLE_GRADIENT),
                          .optimizer = slab_bytes(module, ROLE_MOMENT),
                          .tables =
@@ -131,8 +133,8 @@ MemoryTable memory_table(const Module *module) {
         arena_free(arena);
     }
     table.workspace = table.arena - table.kept_activations;
-    const int64_t parts[] = {table.weights, table.gradients, table.optimizer, table.tables,
-                             table.arena};
+    const int64_t parts[] = {table.weights,   table.copies, table.gradients,
+                             table.optimizer, table.tables, table.arena};
     for (int i = 0; i < COUNT_OF(parts); i++)
         table.peak = add_or_stay(table.peak, parts[i]);
     return table;

@@ -202,6 +202,7 @@ typedef struct Product {
     ProductLoop batch[MAX_AXES], accumulate[MAX_AXES]; /* accumulate: stride_c is 0 */
     bool swapped;                         /* A is the node's second input */
     bool add;                             /* C += (beta 1) */
+    bool bf16_operands, bf16_result;      /* else f32; sums are f32 in any case */
 } Product;
 
 /* ---- views.c ------------------------------------------------------------------------------- */
@@ -351,6 +352,7 @@ int64_t pack_slots(SlotList *slots, int64_t groups, int64_t lower_bound);
 /* Bytes by class, of one training step. */
 typedef struct MemoryTable { /* lower_bound: no arena can be smaller with this order */
     int64_t weights, gradients, optimizer, tables, kept_activations, workspace, arena, peak;
+    int64_t copies;      /* of weights, in bf16 */
     int64_t lower_bound; /* the largest sum of live bytes at one step */
 } MemoryTable;
 MemoryTable memory_table(const Module *module);

@@ -343,7 +343,12 @@ bool product_of(const Function *function, NodeId dot, const View *a, const View 
     if (!pick_main(classes, chosen, blocking))
         return false;
     Loop *m = chosen[CLASS_M], *n = chosen[CLASS_N], *k = chosen[CLASS_K];
-    *product = (Product){.m = loop_extent(m), .n = loop_extent(n), .k = loop_extent(k)};
+    *product =
+        (Product){.m = loop_extent(m),
+                  .n = loop_extent(n),
+                  .k = loop_extent(k),
+                  .bf16_operands = node_at(function, node->inputs[0])->type.dtype == TYPE_BF16,
+                  .bf16_result = node->type.dtype == TYPE_BF16};
     matrix_strides(m, k, 0, &product->a_m, &product->a_k);
     matrix_strides(k, n, 1, &product->b_k, &product->b_n);
     matrix_strides(m, n, 2, &product->c_m, &product->c_n);

@@ -55,7 +55,8 @@ static int64_t element_bytes(int64_t elements) {
 }
 
 static int64_t slab_bytes(const ProgramSet *set, Role role) {
-    return element_bytes(set->slab_elements[role]);
+    int64_t elements = set->slab_elements[role], width = dtype_bytes(role_dtype(role));
+    return elements > INT64_MAX / width ? INT64_MAX : elements * width;
 }
 
 static int64_t input_bytes(const Module *module, int input) {
@@ -73,9 +74,10 @@ typedef struct MemoryNeed {
 } MemoryNeed;
 
 static MemoryNeed memory_need(const ProgramSet *set, const ExecutorOptions *options) {
-    MemoryNeed need = {.weights = slab_bytes(set, ROLE_WEIGHT),
-                       .gradients = slab_bytes(set, ROLE_GRADIENT),
-                       .arena = arena_size(set, options)};
+    MemoryNeed need = {
+        .weights = saturated_sum(slab_bytes(set, ROLE_WEIGHT), slab_bytes(set, ROLE_COPY)),
+        .gradients = slab_bytes(set, ROLE_GRADIENT),
+        .arena = arena_size(set, options)};
     for (int i = 0; i < set->moment_count; i++)
         need.optimizer = saturated_sum(need.optimizer, slab_bytes(set, ROLE_MOMENT));
     need.others = saturated_sum(slab_bytes(set, ROLE_TABLE), slab_bytes(set, ROLE_METRIC));
@@ -137,6 +139,8 @@ static char *space_base(const Executor *executor, const Operand *operand) {
         return executor->slabs[ROLE_GRADIENT];
     case SPACE_MOMENT:
         return executor->moments[operand->number];
+    case SPACE_COPY:
+        return executor->slabs[ROLE_COPY];
     case SPACE_TABLE:
         return executor->slabs[ROLE_TABLE];
     case SPACE_METRIC:
@@ -316,12 +320,48 @@ void executor_read_state(const Executor *executor, StateId id, float *values) {
     free(memory);
 }
 
+/* To nearest, ties to even; a NaN stays one. */
+static uint16_t bf16_of(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    if (isnan(value))
+        return (uint16_t)(bits >> 16 | 0x40u);
+    return (uint16_t)((bits + 0x7FFFu + (bits >> 16 & 1u)) >> 16);
+}
+
+/* The copy of a weight, where it has one, of the `count` values that lie in the weight's memory
+ * now. */
+static void write_copy(Executor *executor, const State *weight, const float *memory,
+                       int64_t count) {
+    StateId id = module_find_state(executor->set->module, weight->path, ROLE_COPY, 0);
+    if (weight->role != ROLE_WEIGHT || id < 0)
+        return;
+    const State *copy = &executor->set->module->states.data[id];
+    INTERNAL_CHECK(copy->offset == weight->offset && !copy->flat);
+    const int64_t width = dtype_bytes(copy->dtype);
+    uint16_t *rounded = checked_alloc((size_t)(count * width));
+#pragma omp parallel for
+    for (int64_t i = 0; i < count; i++)
+        rounded[i] = bf16_of(memory[i]);
+    executor->device->copy_in(executor->device,
+                              executor->slabs[ROLE_COPY] + copy->offset * width, rounded,
+                              count * width);
+    free(rounded);
+}
+
+/* All values of a state as they lie in its memory. */
+static void write_memory(Executor *executor, const State *state, const float *memory,
+                         int64_t count) {
+    executor->device->copy_in(executor->device, state_memory(executor, state), memory,
+                              element_bytes(count));
+    write_copy(executor, state, memory, count);
+}
+
 static void write_arranged(Executor *executor, const State *state, const Arrangement *a,
                            const float *values) {
-    Device *device = executor->device;
     int64_t stride = last_stride(a);
     if (a->dense) {
-        device->copy_in(device, state_memory(executor, state), values, arranged_bytes(a));
+        write_memory(executor, state, values, a->rows * a->row);
         return;
     }
     float *memory = checked_alloc((size_t)arranged_bytes(a));
@@ -331,7 +371,7 @@ static void write_arranged(Executor *executor, const State *state, const Arrange
         for (int64_t i = 0; i < a->row; i++)
             to[i * stride] = values[row * a->row + i];
     }
-    device->copy_in(device, state_memory(executor, state), memory, arranged_bytes(a));
+    write_memory(executor, state, memory, a->rows * a->row);
     free(memory);
 }
 
@@ -415,8 +455,7 @@ static void initialize_state(Executor *executor, StateId id, uint64_t seed) {
             memory[offset + column * stride] = values[i];
         }
     }
-    executor->device->copy_in(executor->device, state_memory(executor, state), memory,
-                              arranged_bytes(&a));
+    write_memory(executor, state, memory, count);
     free(memory);
 }
 
@@ -479,37 +518,58 @@ double executor_metric(const Executor *executor, const char *path) {
 }
 
 /* ---- looking for NaN and infinity -------------------------------------------------- */
+/* Element i of an array of f32 or bf16. */
+static float float_at(const char *memory, DataType dtype, int64_t i) {
+    uint32_t bits = 0;
+    uint16_t half;
+    if (dtype == TYPE_BF16) {
+        memcpy(&half, memory + i * (int64_t)sizeof half, sizeof half);
+        bits = (uint32_t)half << 16;
+    } else {
+        memcpy(&bits, memory + i * (int64_t)sizeof bits, sizeof bits);
+    }
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
 /* The first element that is NaN or infinite; -1: none.  Minus infinity is what masks are made
  * of: `masks` lets it pass. */
-static int64_t first_bad(const Executor *executor, const void *at, int64_t count, bool masks) {
-    float *values = checked_alloc((size_t)element_bytes(count));
-    int64_t first = INT64_MAX;
-    executor->device->copy_out(executor->device, values, at, element_bytes(count));
+static int64_t first_bad(const Executor *executor, const void *at, DataType dtype,
+                         int64_t bytes, bool masks) {
+    char *memory = checked_alloc((size_t)bytes);
+    int64_t first = INT64_MAX, count = bytes / dtype_bytes(dtype);
+    executor->device->copy_out(executor->device, memory, at, bytes);
 #pragma omp parallel for reduction(min : first)
     for (int64_t i = 0; i < count; i++) {
-        bool bad = !isfinite(values[i]) && !(masks && isinf(values[i]) && values[i] < 0);
+        float value = float_at(memory, dtype, i);
+        bool bad = !isfinite(value) && !(masks && isinf(value) && value < 0);
         if (bad && i < first)
             first = i;
     }
-    free(values);
+    free(memory);
     return first == INT64_MAX ? -1 : first;
 }
 
-/* Does the step write f32 values of its own through this operand?  (Kernels' scratch, past the
- * plan's part of the arena, may hold anything.) */
+/* Does the step write floats of its own through this operand, and which?  (Kernels' scratch,
+ * past the plan's part of the arena, may hold anything.) */
 static bool operand_is_written(const ProgramSet *set, const Program *program, const Step *step,
-                               int operand) {
+                               int operand, DataType *dtype) {
     const Operand *o = &step->operands[operand];
+    *dtype = o->space == SPACE_COPY ? TYPE_BF16 : TYPE_F32;
     if (o->space == SPACE_ARENA && o->offset >= program->function->arena_bytes)
         return false;
-    if (step->kind == STEP_PRODUCT)
+    if (step->kind == STEP_PRODUCT) {
+        *dtype = set->products[step->index].bf16_result ? TYPE_BF16 : TYPE_F32;
         return operand == 2;
+    }
     if (step->kind == STEP_COPY)
         return operand == 1 && o->space != SPACE_ARENA;
     if (step->kind == STEP_ZERO)
         return false;
     const Buffer *buffer = &set->kernels[step->index]->buffers.data[operand];
-    return buffer->writes && buffer->dtype == TYPE_F32;
+    *dtype = buffer->dtype;
+    return buffer->writes && dtype_is_float(buffer->dtype);
 }
 
 /* True when all that the step wrote is finite. */
@@ -517,10 +577,11 @@ static bool check_step(const Executor *executor, const Program *program, const B
                        Diagnostics *diagnostics) {
     const Step *step = bound->step;
     for (int i = 0; i < step->operand_count; i++) {
-        if (!operand_is_written(executor->set, program, step, i))
+        DataType dtype;
+        if (!operand_is_written(executor->set, program, step, i, &dtype))
             continue;
         const Operand *operand = &step->operands[i];
-        int64_t bad = first_bad(executor, bound->buffers[i], operand->bytes / 4,
+        int64_t bad = first_bad(executor, bound->buffers[i], dtype, operand->bytes,
                                 operand->space == SPACE_ARENA);
         if (bad < 0)
             continue;
@@ -530,10 +591,11 @@ static bool check_step(const Executor *executor, const Program *program, const B
             "%lld, %s",
             program->name, (long long)(step - program->steps),
             step->label ? step->label : "unnamed", (long long)bad,
-            (long long)(operand->bytes / 4), space_name(operand->space));
+            (long long)(operand->bytes / dtype_bytes(dtype)), space_name(operand->space));
         for (int j = 0; j < step->operand_count; j++)
             if (step->operands[j].space == SPACE_WEIGHT && j != i &&
-                first_bad(executor, bound->buffers[j], step->operands[j].bytes / 4, false) >= 0)
+                first_bad(executor, bound->buffers[j], TYPE_F32, step->operands[j].bytes,
+                          false) >= 0)
                 help(d, "a weight that it reads was not finite before: look at `--weights`, or "
                         "lower the rate");
         return false;

@@ -43,12 +43,15 @@ const char *jit_flags(void); /* as passed to cc */
 
 /* ---- products.c ---------------------------------------------------------------------------- */
 typedef struct PreparedProduct PreparedProduct;
+/* Does the processor multiply bf16 values?  COLAC_BF16=0 says no, COLAC_BF16=1 yes: then by the
+ * plain loop. */
+bool products_have_bf16(void);
 /* Cuts the product into tiles from its extents alone, and prepares one-thread primitives for them;
  * a plain blocked loop where the library has no fast implementation.  Never NULL. */
 PreparedProduct *product_prepare(const Product *product);
 /* Runs on the calling team's default number of threads.  scratch: product_scratch_bytes() for each
  * thread, 64-byte aligned.  Same bits for every number of threads. */
-void product_run(const PreparedProduct *prepared, const float *a, const float *b, float *c,
+void product_run(const PreparedProduct *prepared, const void *a, const void *b, void *c,
                  char *scratch);
 int64_t product_scratch_bytes(const PreparedProduct *prepared); /* of one thread */
 const char *product_implementation(const PreparedProduct *prepared); /* the library's own name */
