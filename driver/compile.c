@@ -11,12 +11,59 @@ int finish(Diagnostics *diagnostics) {
     return errors ? 1 : 0;
 }
 
+typedef struct Scratchpad {
+    Product product;
+    int64_t bytes;
+} Scratchpad;
+typedef ARRAY(Scratchpad) Scratchpads;
+
+/* Preparing a product takes a millisecond, and many plans of a model have the same ones. */
+static int64_t product_scratch(Scratchpads *known, const Product *product) {
+    for (int64_t i = 0; i < known->count; i++)
+        if (memcmp(&known->data[i].product, product, sizeof *product) == 0)
+            return known->data[i].bytes;
+    PreparedProduct *prepared = product_prepare(product);
+    Scratchpad scratchpad = {*product, product_scratch_bytes(prepared)};
+    product_free(prepared);
+    array_push(known, scratchpad);
+    return scratchpad.bytes;
+}
+
+static MemoryTable held_memory(const ProgramSet *set, int threads, Scratchpads *known) {
+    MemoryTable table = program_memory(set);
+    int64_t largest = 0;
+    for (int i = 0; i < set->product_count; i++) {
+        int64_t bytes = product_scratch(known, &set->products[i]);
+        largest = bytes > largest ? bytes : largest;
+    }
+    int64_t scratch = largest * (threads ? threads : omp_get_max_threads());
+    table.workspace += scratch;
+    table.peak += scratch;
+    return table;
+}
+
+/* What the solver asks of a module that it tries. */
+typedef struct Measuring {
+    int threads;
+    Scratchpads *known;
+} Measuring;
+
+static MemoryTable measure_module(const Module *module, void *data) {
+    Measuring *measuring = data;
+    ProgramSet *set = outline_programs(module);
+    MemoryTable table = held_memory(set, measuring->threads, measuring->known);
+    program_set_free(set);
+    return table;
+}
+
 bool compile(Compiled *compiled, const Options *options, const char *last, bool for_training) {
     memset(compiled, 0, sizeof *compiled);
     double started = now_seconds();
     compiled->diagnostics = diagnostics_new();
     compiled->compilation = compile_model(&options->request, compiled->diagnostics);
     if (compiled->compilation && (!last || strcmp(last, "expand"))) {
+        Scratchpads known = {0};
+        Measuring measuring = {options->threads, &known};
         PassContext context = {
             .module = compiled->compilation->module,
             .compilation = compiled->compilation,
@@ -24,9 +71,12 @@ bool compile(Compiled *compiled, const Options *options, const char *last, bool 
             .no_fuse = options->no_fuse,
             .no_reuse = options->no_reuse,
             .for_training = for_training,
+            .measure = measure_module,
+            .measure_data = &measuring,
             .budget = &compiled->budget,
         };
         run_passes(&context, last, &compiled->reports);
+        array_free(&known);
         compiled->compilation->module = context.module;
     }
     compiled->seconds = now_seconds() - started;
@@ -43,18 +93,9 @@ bool compile_programs(Compiled *compiled, const Options *options, bool for_train
 }
 
 MemoryTable planned_memory(const Compiled *compiled, int threads) {
-    const ProgramSet *set = compiled->programs;
-    MemoryTable table = program_memory(set);
-    int64_t largest = 0;
-    for (int i = 0; i < set->product_count; i++) {
-        PreparedProduct *prepared = product_prepare(&set->products[i]);
-        int64_t bytes = product_scratch_bytes(prepared);
-        largest = bytes > largest ? bytes : largest;
-        product_free(prepared);
-    }
-    int64_t scratch = largest * (threads ? threads : omp_get_max_threads());
-    table.workspace += scratch;
-    table.peak += scratch;
+    Scratchpads known = {0};
+    MemoryTable table = held_memory(compiled->programs, threads, &known);
+    array_free(&known);
     return table;
 }
 

@@ -11,6 +11,8 @@
  *   precision.c  final dtypes: products in bf16, and the bf16 copies of weights
  *   recompute.c  what the backward part reads: a kept value or a clone
  *   budget.c     `memory N`: the least added FLOPs whose planned peak fits
+ *   candidates.c patterns of block instances, and points: sets of values that they may keep
+ *   mincut.c     the cheapest set that is closed under what its members require
  *   layout.c     memory order of every value and state; product shapes; copies where needed
  *   views.c      how a value is read: through renames, splits, merges, picks to stored memory
  *   fuse.c       groups: which nodes run as one kernel
@@ -152,18 +154,68 @@ ScopeId *value_owners(const Function *function, Arena *arena);
  * name, used or not.  0 without recompute. */
 double published_recompute_flops(const PassContext *context, const Function *micro);
 
+/* ---- candidates.c -------------------------------------------------------------------------- */
+/* A set of values that a block instance keeps of those that its backward part needs, directly or to
+ * recompute others; flops: of the clones that are then made, a micro-batch. */
+typedef struct KeepPoint {
+    double flops;
+    int64_t bytes;
+    bool *kept; /* by node of the pattern */
+} KeepPoint;
+/* Block instances of one structure.  Point 0 keeps all. */
+typedef struct BlockPattern {
+    int64_t node_count, instance_count;
+    NodeId **nodes; /* by instance, in forward order: those needed by its backward part, ascending */
+    ScopeId *scopes;
+    int64_t candidate_count; /* nodes that can be kept */
+    int64_t point_count;     /* flops ascend, bytes descend, unless all subsets are points */
+    KeepPoint *points;
+} BlockPattern;
+typedef struct BlockPatterns {
+    BlockPattern *data;
+    int64_t count;
+    int64_t assignments; /* of points to instances, where all subsets are points; else -1 */
+} BlockPatterns;
+/* Of the outermost block instances of `micro`; an instance around a loop's instances is passed
+ * through to those, as the model is.  Values that a recompute directive speaks of stay as `fixed`
+ * says.  All subsets are points where these are at most max_assignments in all; else the convex hull
+ * of (bytes, FLOPs) over all subsets, by cuts, and, where instances are few, some between its
+ * corners. */
+BlockPatterns find_block_patterns(const PassContext *context, const Function *micro,
+                                  const KeepChoice *fixed, int64_t max_assignments, Arena *arena);
+
+/* ---- mincut.c ------------------------------------------------------------------------------
+ * Which nodes to choose, so that costs less gains are least, when a chosen node requires others to
+ * be chosen too.  Start from {0}. */
+#define CUT_ENDLESS (INT64_MAX / 4) /* a gain: the node is always chosen */
+typedef struct CutEdge {
+    int32_t to, next;
+    int64_t capacity;
+} CutEdge;
+typedef struct CutNetwork {
+    ARRAY(CutEdge) edges;
+    ARRAY(int32_t) first; /* by node */
+} CutNetwork;
+void closure_clear(CutNetwork *network, int64_t nodes); /* for a new question about so many */
+void closure_cost(CutNetwork *network, int64_t node, int64_t cost);
+void closure_gain(CutNetwork *network, int64_t node, int64_t gain);
+void closure_requires(CutNetwork *network, int64_t node, int64_t other);
+void closure_solve(CutNetwork *network, bool *chosen); /* the smallest of the best sets */
+void closure_free(CutNetwork *network);
+
 /* ---- budget.c ------------------------------------------------------------------------------
- * `memory N`: the least added FLOPs that the ladder knows, whose really planned peak (context's
- * measure) is at most N bytes.  The ladder does not depend on N, so more memory never costs more.
- * Recompute directives beside it are obeyed as they are: the solver decides for other block
- * instances.  False after reporting the ladder's minimum and the largest live values. */
+ * `memory N`: the least added FLOPs that the search knows, whose really planned peak (context's
+ * measure) is at most N bytes.  More memory never costs more.  Recompute directives beside it are
+ * obeyed as they are: the solver decides for other values.  False after reporting the least planned
+ * peak and the largest values that are live there. */
 bool budget_choose(PassContext *context, KeepChoice *choice, Arena *arena);
 typedef struct BudgetReport {
     int64_t bound, peak, minimum;  /* bytes; minimum: the ladder's least peak, -1 where not planned */
-    double added_flops;            /* a step */
+    double added_flops;            /* of the clones, a micro-batch */
     int64_t rungs, planned;        /* assignments on the ladder; of these, planned in full */
     int64_t candidates, points;    /* of all block patterns */
     bool exhaustive;               /* the ladder holds all assignments */
+    bool first;                    /* no cheaper rung of the ladder fits */
     double seconds;
 } BudgetReport;
 
