@@ -802,29 +802,48 @@ const double *interp_value(const Interp *interp, NodeId node) {
     return node >= 0 && node < interp->value_count ? interp->values[node] : NULL;
 }
 
-double interp_scalar(const Function *function, NodeId node, const double *scalars) {
-    INTERNAL_CHECK(node_at(function, node)->on_host);
-    size_t count = (size_t)node + 1;
-    bool *needed = checked_alloc(count * sizeof *needed);
-    double *values = checked_alloc(count * sizeof *values);
-    needed[node] = true;
-    for (NodeId id = node; id >= 0; id--)
+double interp_scalar_step(const Function *function, NodeId node, const double *scalars,
+                          const double *values) {
+    const Node *at = node_at(function, node);
+    double operands[3] = {0};
+    for (int i = 0; i < at->input_count; i++)
+        operands[i] = values[at->inputs[i]];
+    return at->op == OP_CONST ? round_to(at->attr.number, at->type.dtype)
+           : at->op == OP_SCALAR
+               ? scalars[at->attr.integer]
+               : apply_rounded(at->op, at->type.dtype, operands[0], operands[1], operands[2]);
+}
+
+int64_t interp_scalar_steps(const Function *function, const NodeId *wanted, int64_t count,
+                            NodeId **steps) {
+    size_t nodes = (size_t)function->nodes.count;
+    bool *needed = checked_alloc(nodes * sizeof *needed);
+    for (int64_t i = 0; i < count; i++) {
+        INTERNAL_CHECK(node_at(function, wanted[i])->on_host);
+        needed[wanted[i]] = true;
+    }
+    int64_t total = 0;
+    for (NodeId id = (NodeId)nodes - 1; id >= 0; id--) {
+        total += needed[id];
         for (int i = 0; needed[id] && i < function->nodes.data[id].input_count; i++)
             needed[function->nodes.data[id].inputs[i]] = true;
-    for (NodeId id = 0; id <= node; id++) {
-        const Node *at = &function->nodes.data[id];
-        if (!needed[id])
-            continue;
-        double operands[3] = {0};
-        for (int i = 0; i < at->input_count; i++)
-            operands[i] = values[at->inputs[i]];
-        values[id] = at->op == OP_CONST    ? round_to(at->attr.number, at->type.dtype)
-                     : at->op == OP_SCALAR ? scalars[at->attr.integer]
-                                           : apply_rounded(at->op, at->type.dtype, operands[0],
-                                                           operands[1], operands[2]);
     }
+    *steps = checked_alloc((size_t)total * sizeof **steps);
+    for (NodeId id = 0, at = 0; id < (NodeId)nodes; id++)
+        if (needed[id])
+            (*steps)[at++] = id;
+    free(needed);
+    return total;
+}
+
+double interp_scalar(const Function *function, NodeId node, const double *scalars) {
+    NodeId *steps;
+    int64_t count = interp_scalar_steps(function, &node, 1, &steps);
+    double *values = checked_alloc(((size_t)node + 1) * sizeof *values);
+    for (int64_t i = 0; i < count; i++)
+        values[steps[i]] = interp_scalar_step(function, steps[i], scalars, values);
     double result = values[node];
     free(values);
-    free(needed);
+    free(steps);
     return result;
 }

@@ -417,6 +417,12 @@ void interp_run(Interp *interp, const Function *function, const double *scalars,
 const double *interp_value(const Interp *interp, NodeId node);
 /* The host's runtime scalars: evaluates one f64 node (of constants and scalars only). */
 double interp_scalar(const Function *function, NodeId node, const double *scalars);
+/* Its parts, for who runs often: the nodes that `wanted` need, inputs first, in memory to be freed;
+ * and the value of one of them, from those of its inputs, by node. */
+int64_t interp_scalar_steps(const Function *function, const NodeId *wanted, int64_t count,
+                            NodeId **steps);
+double interp_scalar_step(const Function *function, NodeId node, const double *scalars,
+                          const double *values);
 /* The value of OP_RANDOM at one element, in [0,1).  Philox-4x32-10, first word, its upper 24 bits
  * times 2^-24.  Key: the halves (low first) of splitmix64's finalizer of seed * 0x9E3779B97F4A7C15 +
  * site.  Counter: low words of index, step and sample, then 16 bits each of the high words of index

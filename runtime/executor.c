@@ -25,7 +25,10 @@ typedef struct BoundProgram {
     void **buffers;  /* the storage of all steps' */
     double *scalars; /* likewise */
     double *host;    /* values of Program.host_scalars */
-    double *seconds; /* of each step in the last run */
+    int64_t host_step_count;
+    NodeId *host_steps;  /* what these follow from, inputs first */
+    double *host_values; /* by node of the function */
+    double *seconds;     /* of each step in the last run */
 } BoundProgram;
 
 struct Executor {
@@ -153,6 +156,25 @@ static char *space_base(const Executor *executor, const Operand *operand) {
     internal_error("an operand in no space");
 }
 
+/* What a run computes on the host is known now, so that a run allocates nothing. */
+static void bind_host_scalars(BoundProgram *bound) {
+    const Program *program = bound->program;
+    size_t count = (size_t)program->host_scalar_count;
+    bound->host = checked_alloc(count * sizeof *bound->host);
+    NodeId *wanted = checked_alloc(count * sizeof *wanted);
+    int64_t nodes = 0;
+    for (size_t i = 0; i < count; i++)
+        if (program->host_scalars[i] >= 0) /* else an argument itself */
+            wanted[nodes++] = program->host_scalars[i];
+    bound->host_step_count =
+        interp_scalar_steps(program->function, wanted, nodes, &bound->host_steps);
+    size_t values = 0;
+    if (bound->host_step_count)
+        values = (size_t)bound->host_steps[bound->host_step_count - 1] + 1;
+    bound->host_values = checked_alloc(values * sizeof *bound->host_values);
+    free(wanted);
+}
+
 static void bind_program(const Executor *executor, const Program *program,
                          BoundProgram *bound) {
     int64_t buffer_count = 0, scalar_count = 0;
@@ -166,7 +188,7 @@ static void bind_program(const Executor *executor, const Program *program,
     bound->seconds = checked_alloc(steps * sizeof *bound->seconds);
     bound->buffers = checked_alloc((size_t)buffer_count * sizeof *bound->buffers);
     bound->scalars = checked_alloc((size_t)scalar_count * sizeof *bound->scalars);
-    bound->host = checked_alloc((size_t)program->host_scalar_count * sizeof *bound->host);
+    bind_host_scalars(bound);
     void **buffers = bound->buffers;
     double *scalars = bound->scalars;
     for (int64_t i = 0; i < program->step_count; i++) {
@@ -184,6 +206,8 @@ static void unbind_program(BoundProgram *bound) {
     free(bound->buffers);
     free(bound->scalars);
     free(bound->host);
+    free(bound->host_steps);
+    free(bound->host_values);
 }
 
 Executor *executor_new(Device *device, const ProgramSet *set, const ExecutorOptions *options,
@@ -642,8 +666,15 @@ static BoundProgram *find_bound(const Executor *executor, const char *name) {
 /* The host's scalars, and each step's arguments from them. */
 static void compute_scalars(BoundProgram *bound, const double *arguments) {
     const Program *program = bound->program;
-    for (int i = 0; i < program->host_scalar_count; i++)
-        bound->host[i] = program_scalar(program, i, arguments);
+    for (int64_t i = 0; i < bound->host_step_count; i++) {
+        NodeId id = bound->host_steps[i];
+        bound->host_values[id] =
+            interp_scalar_step(program->function, id, arguments, bound->host_values);
+    }
+    for (int i = 0; i < program->host_scalar_count; i++) {
+        NodeId source = program->host_scalars[i];
+        bound->host[i] = source < 0 ? arguments[-1 - source] : bound->host_values[source];
+    }
     for (int64_t i = 0; i < program->step_count; i++)
         for (int j = 0; j < program->steps[i].scalar_count; j++)
             bound->steps[i].scalars[j] = bound->host[program->steps[i].scalars[j]];
