@@ -232,8 +232,8 @@ static void explain(const Options *options, const Compiled *compiled, const Figu
 
 /* ---- predicted time ----------------------------------------------------------------------- */
 
-/* Seconds that all plans together may take of the processor, and one of them at most. */
-static const double SECONDS_OF_ALL = 0.6, SECONDS_OF_ONE = 0.2;
+/* Seconds to time products in: those of all plans together, and of one at most. */
+static const double SECONDS_OF_ALL = 0.6, SECONDS_OF_ONE = 0.3;
 
 typedef struct Predictor {
     MachineProfile *machine; /* NULL: nothing is predicted */

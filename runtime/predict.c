@@ -190,12 +190,13 @@ static void loops_text(const ProductLoop *loops, int count, Text *out) {
 /* Equal for products that run alike. */
 static char *product_shape(const Product *p) {
     Text text = {0};
-    const int64_t numbers[] = {p->m,   p->n,   p->k,   p->a_m, p->a_k,
-                               p->b_k, p->b_n, p->c_m, p->c_n};
+    const int64_t numbers[] = {
+        p->m,   p->n,   p->k,   p->a_m, p->a_k,           p->b_k,
+        p->b_n, p->c_m, p->c_n, p->add, p->bf16_operands, p->bf16_result};
     for (int i = 0; i < COUNT_OF(numbers); i++)
         text_printf(&text, "%lld,", (long long)numbers[i]);
     loops_text(p->batch, p->batch_count, &text);
-    text_printf(&text, "|%d", p->add);
+    text_puts(&text, "|");
     loops_text(p->accumulate, p->accumulate_count, &text);
     return text.data;
 }
@@ -237,6 +238,7 @@ void machine_profile_enter(MachineProfile *profile, const Product *product, doub
 static double unlikeness(const Product *a, const Product *b) {
     return fabs(log2((double)a->m / (double)b->m)) + fabs(log2((double)a->n / (double)b->n)) +
            fabs(log2((double)a->k / (double)b->k)) + (a->add != b->add) +
+           8 * (a->bf16_operands != b->bf16_operands) + (a->bf16_result != b->bf16_result) +
            ((a->a_k == 1) != (b->a_k == 1)) + ((a->b_n == 1) != (b->b_n == 1)) +
            2 * ((a->batch_count == 0) != (b->batch_count == 0)) +
            2 * ((a->accumulate_count == 0) != (b->accumulate_count == 0));
@@ -259,15 +261,18 @@ double predict_product(const MachineProfile *profile, const Product *product) {
 }
 
 /* ---- timing products ------------------------------------------------------------------ */
-enum { MAX_ROUNDS = 9 };
+/* A sample is run at least so often, while time may be overdrawn: the first run finds nothing
+ * ready, and the lower median of three is none that was disturbed once. */
+enum { LEAST_RUNS = 3, MAX_RUNS = 9 };
+static const double profile_overdraft = 0.3;
 
 typedef struct Sample {
     const Product *product;
     double weight; /* FLOPs of a step that are its */
     PreparedProduct *prepared;
     double share;
-    double seconds[MAX_ROUNDS];
-    int rounds;
+    double seconds[MAX_RUNS];
+    int runs;
 } Sample;
 
 static int compare_samples(const void *a, const void *b) {
@@ -345,39 +350,46 @@ static bool scratch_reserve(Scratch *scratch, size_t bytes) {
     return scratch->memory;
 }
 
+/* Runs it once, if that can be. */
+static void run_sample(MachineProfile *profile, Cursor *cursor, Scratch *scratch,
+                       Sample *sample) {
+    if (sample->runs == 0)
+        sample->prepared = product_prepare_sample(sample->product, &sample->share);
+    if (!sample->prepared)
+        return;
+    size_t bytes = (size_t)product_scratch_bytes(sample->prepared) * (size_t)profile->threads;
+    if (scratch_reserve(scratch, bytes))
+        sample->seconds[sample->runs++] =
+            time_sample(cursor, sample->prepared, scratch->memory);
+}
+
 void machine_profile_products(MachineProfile *profile, const ProgramSet *set, double seconds) {
-    double end = now_seconds() + seconds;
+    double start = now_seconds();
     if (!profile->memory)
         return;
     Cursor cursor = {.memory = profile->memory};
     Scratch scratch = {0};
     Sample *samples = checked_alloc((size_t)(set->product_count + 1) * sizeof *samples);
     int count = list_samples(profile, set, samples);
-    /* The first round takes what can be timed; each further one those again. */
     bool more = count > 0;
-    for (int round = 0; round < MAX_ROUNDS && more; round++) {
+    for (int run = 0; run < MAX_RUNS && more; run++) {
+        double extra = run < LEAST_RUNS ? profile_overdraft - profile->overdrawn : 0;
         for (int i = 0; i < count && more; i++) {
-            Sample *sample = &samples[i];
-            if (round == 0)
-                sample->prepared = product_prepare_sample(sample->product, &sample->share);
-            size_t bytes = sample->prepared ? (size_t)product_scratch_bytes(sample->prepared) *
-                                                  (size_t)profile->threads
-                                            : 0;
-            if (sample->prepared && scratch_reserve(&scratch, bytes))
-                sample->seconds[sample->rounds++] =
-                    time_sample(&cursor, sample->prepared, scratch.memory);
-            more = now_seconds() < end;
+            if (run == 0 || samples[i].runs > 0)
+                run_sample(profile, &cursor, &scratch, &samples[i]);
+            more = now_seconds() - start < seconds + extra;
         }
     }
     for (int i = 0; i < count; i++) {
-        if (samples[i].rounds > 0)
+        if (samples[i].runs > 0)
             machine_profile_enter(profile, samples[i].product,
-                                  median_seconds(samples[i].seconds, samples[i].rounds) /
+                                  median_seconds(samples[i].seconds, samples[i].runs) /
                                       samples[i].share);
         product_free(samples[i].prepared);
     }
     free(scratch.memory);
     free(samples);
+    profile->overdrawn = fmax(0, profile->overdrawn + (now_seconds() - start) - seconds);
 }
 
 /* ---- steps ---------------------------------------------------------------------------- */
@@ -405,7 +417,7 @@ typedef struct SetTimes {
 static double set_bytes(const ProgramSet *set) {
     double bytes = (double)set->arena_bytes;
     for (int role = 0; role < COUNT_OF(set->slab_elements); role++)
-        bytes += (double)set->slab_elements[role] * (double)sizeof(float) *
+        bytes += (double)set->slab_elements[role] * dtype_bytes(role_dtype((Role)role)) *
                  (role == ROLE_MOMENT ? set->moment_count : 1);
     return bytes;
 }

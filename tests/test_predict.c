@@ -207,6 +207,12 @@ static void test_products_by_similarity(void **state) {
     machine_profile_enter(&machine, &other, 5);
     assert_close(predict_product(&machine, &other), 5.0);
     assert_close(predict_product(&machine, &wide), 2.0);
+    Product narrow = wide; /* in bf16, of which nothing is known: the other's rate again */
+    narrow.bf16_operands = true;
+    assert_close(predict_product(&machine, &narrow), 2.0);
+    machine_profile_enter(&machine, &narrow, 1);
+    assert_close(predict_product(&machine, &narrow), 1.0);
+    assert_close(predict_product(&machine, &wide), 2.0);
     machine_profile_enter(&machine, &wide, 4); /* a later time replaces it */
     assert_close(predict_product(&machine, &wide), 4.0);
     /* Loops multiply the work. */
