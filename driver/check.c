@@ -18,7 +18,7 @@ static void print_flops(const Figures *figures) {
     const FlopTable *flops = &figures->flops;
     char buffer[32], remark[96] = "";
     if (figures->published > flops->recompute)
-        snprintf(remark, sizeof remark, "  (as published: %s)",
+        snprintf(remark, sizeof remark, "  (of whole segments, as published: %s)",
                  with_commas((int64_t)figures->published, buffer));
     printf("  FLOPs a token\n");
     print_flops_row("forward, blocks", flops->forward, "");

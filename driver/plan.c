@@ -132,11 +132,16 @@ static void explain_kept(const Options *options, const Compiled *compiled,
     value_table_free(table);
 }
 
+/* Text leaves out what is less than this share of all that is made again. */
+static const double LEAST_SHARE = 0.005;
+
 static void print_recomputed(const Options *options, const Compiled *compiled, ValueRow *rows,
-                             int64_t count, double executed, Arena *arena) {
+                             int64_t count, double executed, double sum, Arena *arena) {
     double tokens =
         (double)(compiled->compilation->sequences * compiled->compilation->positions);
     char each[32];
+    double small = 0;
+    int64_t small_count = 0;
     for (int64_t i = 0, next; i < count; i = next) {
         for (next = i; next < count && !strcmp(rows[next].section, rows[i].section);)
             next++;
@@ -147,6 +152,11 @@ static void print_recomputed(const Options *options, const Compiled *compiled, V
                 print_row_json(options->request.plan, "recomputed", &rows[k], arena);
                 continue;
             }
+            if (rows[k].flops < LEAST_SHARE * sum) {
+                small += rows[k].flops;
+                small_count++;
+                continue;
+            }
             print_section(&rows[k], k > i ? rows[i].section : NULL,
                           compiled->compilation->model->name.text);
             printf("      %9s %5.1f%%  %s", scaled_text(rows[k].flops, each),
@@ -154,6 +164,9 @@ static void print_recomputed(const Options *options, const Compiled *compiled, V
             print_place(&rows[k], arena);
         }
     }
+    if (small_count)
+        printf("    %11s %5.1f%%  in %lld smaller values\n", scaled_text(small, each),
+               100 * small / executed, (long long)small_count);
 }
 
 static void explain_recomputed(const Options *options, const Compiled *compiled,
@@ -178,13 +191,14 @@ static void explain_recomputed(const Options *options, const Compiled *compiled,
     if (!options->json && count)
         printf("  made again in the backward part: FLOPs a token, share of the step's %s\n",
                scaled_text(figures->flops.executed, all));
-    print_recomputed(options, compiled, rows, count, figures->flops.executed, arena);
+    print_recomputed(options, compiled, rows, count, figures->flops.executed, sum, arena);
     if (!options->json && count) {
         printf("    in sum %s, %.1f%% of the step; products %s", scaled_text(sum, all),
                100 * sum / figures->flops.executed,
                scaled_text(figures->flops.recompute, products));
         if (figures->published > figures->flops.recompute)
-            printf(", as published %s", scaled_text(figures->published, all));
+            printf(", of whole segments, as published, %s",
+                   scaled_text(figures->published, all));
         putchar('\n');
     }
     value_table_free(table);
@@ -291,6 +305,15 @@ static void print_head(const Options *options, const Table *table) {
            "kept", "peak", predicted ? "  predicted" : "");
 }
 
+/* Peaks that differ by little are told apart. */
+static const char *memory_text(int64_t bytes, char buffer[32]) {
+    double gib = (double)bytes / (1 << 30);
+    if (gib < 1)
+        return bytes_text(bytes, buffer);
+    snprintf(buffer, 32, gib < 10000 ? "%.2f GiB" : "%.0f GiB", gib);
+    return buffer;
+}
+
 static void print_row(const Table *table, const char *name, const Figures *figures) {
     char parameters[32], low[32], texts[5][32], kept[32], peak[32], seconds[32];
     const FlopTable *flops = &figures->flops;
@@ -300,8 +323,8 @@ static void print_row(const Table *table, const char *name, const Figures *figur
            scaled_text(flops->backward, texts[1]), scaled_text(flops->recompute, texts[2]),
            scaled_text(flops->head, texts[3]), scaled_text(figures_products(figures), texts[4]),
            figures_products(figures) / figures_products(&table->first),
-           bytes_text(figures->memory.kept_activations, kept),
-           bytes_text(figures->memory.peak, peak));
+           memory_text(figures->memory.kept_activations, kept),
+           memory_text(figures->memory.peak, peak));
     if (figures->predicted > 0)
         printf(" %10s", seconds_text(figures->predicted, seconds));
     putchar('\n');

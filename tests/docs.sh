@@ -8,10 +8,12 @@
 #   ```cola FILE! OPTIONS     a whole text, or (FILE@!) statements, that colac refuses:
 #       the ```text block that follows is what it says
 #   ```console                `$ command` and its output; they are run in turn
+#
+# GOLDEN=write puts what the commands print now into the document.
 set -u
 if [ $# -eq 0 ]; then
     failed=0
-    for document in language sweep; do sh "$0" docs/$document.md || failed=1; done
+    for document in language plans sweep; do sh "$0" docs/$document.md || failed=1; done
     exit $failed
 fi
 least=4
@@ -83,7 +85,7 @@ cola() { # NAME OPTIONS: the words after `cola`
 }
 
 console() {
-    file=console
+    file=console failed_before=$failed
     awk '/^\$ / { m++; sub(/^\$ /, ""); print > ("command" m); printf "" > ("output" m); next }
          { print > ("output" m) }
          END { print m + 0 > "commands" }' $n.body
@@ -93,6 +95,14 @@ console() {
         sh "command$m" >out 2>&1
         cmp -s out "output$m" || { diff "output$m" out >difference; fail "$(cat "command$m")" difference; }
     done
+    if [ "${GOLDEN:-}" = write ]; then
+        m=0
+        while [ $((m += 1)) -le "$(cat commands)" ]; do
+            printf '$ %s\n' "$(cat "command$m")"
+            sh "command$m" 2>&1
+        done >$n.body
+        failed=$failed_before
+    fi
     rm -f command? output? commands
 }
 
@@ -107,5 +117,14 @@ while [ $((n += 1)) -le "$(cat count)" ]; do
     console) console ;;
     esac
 done
+# The document again, with the bodies of its blocks as they are now.
+if [ "${GOLDEN:-}" = write ]; then
+    awk '
+        /^```/ && !open { open = 1; print; n++; while ((getline line < (n ".body")) > 0) print line; next }
+        /^```/          { open = 0; print; next }
+        !open           { print }
+    ' "$document" >written
+    cmp -s written "$document" || cat written >"$document"
+fi
 [ "$checked" -ge $least ] || { echo "only $checked examples were found in $name_of_document"; failed=1; }
 exit $failed

@@ -127,6 +127,21 @@ same 'a layer: parameters' "$(key params <"$work/layer")" $((8 * 512 * 128 + 3 *
 same 'a layer: forward' "$(key forward <"$work/layer")" $((16 * 512 * 128 + 6 * 128 * (512 + 1376) + 4 * 256 * 512))
 same 'a layer: kept' "$(key kept_activations <"$work/layer")" $((4 * 2048 * (512 + 7 * 128)))
 
+# The library's other methods: parameters of all matrices, a part in P of them sparse.
+cat >"$work/methods.cola" <<'EOF'
+plan lowrank { factorize layer[*].{attn,ffn}.* with lowrank(16) }
+plan blocks { factorize layer[*].{attn,ffn}.* with lowrank_blocks(16, 32) }
+plan channels { factorize layer[*].{attn,ffn}.* with cola_channels(16, 32) }
+EOF
+low=$((6 * 16 * (8 * 192 + 3 * (192 + 512)))) sparse=$((6 * (4 * 192 * 192 + 3 * 192 * 512) / 32))
+for plan in lowrank blocks channels; do
+    "$COLAC" plan $llama --preset nano --plan "$work/methods.cola:$plan" --json --no-predict >"$work/one"
+    part=$low
+    [ $plan = lowrank ] || part=$((low + sparse))
+    same "$plan: parameters" "$(key params_low_rank <"$work/one")" "$part"
+    same "$plan: forward" "$(key forward <"$work/one")" $((2 * part + 6 * 4 * 256 * 192))
+done
+
 # In the user's names, at the user's lines.
 line() { grep -n "$1" "$2" | head -n 1 | cut -d: -f1; }
 "$COLAC" plan $llama --preset 60m --plan cola_m --explain >"$work/explain"
