@@ -33,15 +33,9 @@ static void find_state_scopes(Expander *x) {
 /* What a plan's selectors may name. */
 static void collect_paths(Expander *x) {
     const Module *module = x->module;
-    x->scope_paths.count = x->value_names.count = 0;
+    x->scope_paths.count = 0;
     for (ScopeId id = 1; id < module->scopes.count; id++)
         array_push(&x->scope_paths, module->scopes.data[id].path);
-    for (NodeId id = 0; id < x->function->nodes.count; id++) {
-        const Node *node = node_at(x->function, id);
-        if (node->name)
-            array_push(&x->value_names,
-                       path_join(x, module->scopes.data[node->scope].path, node->name));
-    }
 }
 
 static void forget_directives(Compilation *c) {

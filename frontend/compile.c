@@ -397,7 +397,6 @@ static void expander_free(Expander *x) {
     array_free(&x->axis_dims);
     array_free(&x->state_scopes);
     array_free(&x->scope_paths);
-    array_free(&x->value_names);
     array_free(&x->plan_chain);
     array_free(&x->recipe_chain);
     recipe_free(x);

@@ -49,7 +49,6 @@ void record_name(Expander *x, const Frame *f, NodeId value, Name name) {
 static void name_node(Expander *x, const Frame *f, Value value, Name name) {
     if (value.kind != VALUE_TENSOR || frame_is_fn(f))
         return;
-    array_push(&x->value_names, path_join(x, f->instance->path, name.text));
     record_name(x, f, value.node, name);
     Node *node = &x->function->nodes.data[value.node];
     if (!node->name && node->input_count > 0 && (node->scope == f->scope || node->scope == 0))

@@ -239,7 +239,7 @@ struct Expander {
     DimTable globals, plan_dims, recipe_dims;
     ARRAY(Dim *) axis_dims;      /* by axis; NULL where none made it */
     ARRAY(ScopeId) state_scopes; /* the scope that a parameter was declared in */
-    ARRAY(const char *) scope_paths, value_names; /* paths, for selectors */
+    ARRAY(const char *) scope_paths; /* for selectors */
     struct ParsedDefine *defines;
     bool preset_known;
     Chain plan_chain, recipe_chain;
@@ -335,7 +335,7 @@ void declare_plan(Expander *x); /* its chain, dims, presets and `set` */
 void check_plan(Expander *x);   /* after expansion: selectors, factorized weights */
 void settle_precision(Compilation *c, const Request *request); /* after check_plan */
 void weight_paths(const Expander *x, Paths *paths);
-/* Paths of the parameters that factorize will make (or, values: of all it names). */
+/* Paths of the parameters that factorize will make (or, values: of the values it names). */
 void factorized_paths(Expander *x, bool values, Paths *paths);
 /* Marks what reaches a write; one byte a node, to be freed. */
 unsigned char *live_nodes(const Function *function);

@@ -409,7 +409,6 @@ Value expand_block(Expander *x, Frame *callee, ScopeId parent, const char *path,
         Node *node = &x->function->nodes.data[result.node];
         if (!node->name && node->scope == instance.scope)
             node->name = "out";
-        array_push(&x->value_names, path_join(x, path, "out"));
         record_name(x, callee, result.node, (Name){"out", node->span});
     }
     string_map_free(&instance.names);

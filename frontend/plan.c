@@ -84,11 +84,11 @@ static const Item *placed_block(const Expander *x, const Factorize *factorize) {
     return find_item(x, call->name.text, call->span.source);
 }
 
-/* Names that a body gives: parameters, or all values too. */
+/* Names that a body gives: of parameters or of values. */
 static void body_names(Expander *x, const Statement *s, const char *path, bool values,
                        Paths *paths) {
     for (; s; s = s->next) {
-        if (s->kind == STATEMENT_PARAM || (values && s->kind == STATEMENT_BIND))
+        if (s->kind == (values ? STATEMENT_BIND : STATEMENT_PARAM))
             for (int i = 0; i < s->name_count; i++)
                 array_push(paths, path_join(x, path, s->names[i].text));
         body_names(x, s->body, path, values, paths);
@@ -283,61 +283,222 @@ static void check_factorize(Expander *x, const Directive *d, const Uses *uses) {
     }
 }
 
-/* What stands behind those prefixes of a path that are matched scopes. */
-static void add_inside(const StringMap *matched, const char *path, Paths *inside) {
-    char *prefix = checked_alloc(strlen(path) + 1);
-    for (size_t i = 0; path[i]; i++) {
-        if (path[i] == '.' && string_map_get(matched, prefix, 0))
-            array_push(inside, path + i + 1);
-        prefix[i] = path[i];
-    }
-    free(prefix);
+/* ---- what `keep` may name --------------------------------------------------------- */
+
+typedef enum Keepable {
+    KEEP_VALUE,
+    KEEP_OUTSIDE,  /* comes into the instance */
+    KEEP_RETURNED, /* its caller's */
+    KEEP_CONSTANT, /* there at any time */
+    KEEP_KINDS
+} Keepable;
+
+/* Names in what is recomputed, as read within each matched instance. */
+typedef struct Keepables {
+    StringMap matched;    /* paths of instances */
+    Paths paths, values;  /* all names; those that can be kept */
+    ARRAY(Keepable) kind; /* of each path */
+    ARRAY(NodeId) out;    /* by scope: what it returns; -1 */
+} Keepables;
+
+static void add_keepable(Keepables *k, const char *path, Keepable kind) {
+    array_push(&k->paths, path);
+    array_push(&k->kind, kind);
+    if (kind == KEEP_VALUE)
+        array_push(&k->values, path);
 }
 
-/* `keep` patterns are read within each matched scope. */
-static void check_keeps(Expander *x, const Directive *d, const Paths *scopes,
-                        const Paths *values) {
-    Paths inside = {0};
-    StringMap matched = {0};
-    for (int64_t i = 0; i < scopes->count; i++) {
-        const Selector *s = d->selectors;
-        while (s && !selector_matches_path(x, s, &x->plan_dims, scopes->data[i]))
-            s = s->next;
-        if (s)
-            string_map_set(&matched, scopes->data[i], 1);
+static bool scope_is_within(const Module *module, ScopeId inner, ScopeId outer) {
+    while (inner > outer) /* a scope comes after the one around it */
+        inner = module->scopes.data[inner].parent;
+    return inner == outer;
+}
+
+static Keepable keepable_within(const Expander *x, const Keepables *k, ScopeId instance,
+                                NodeId value) {
+    const Node *node = node_at(x->function, value);
+    if (node->is_static || node->on_host || (node->input_count == 0 && node->op != OP_INPUT))
+        return KEEP_CONSTANT;
+    if (!scope_is_within(x->module, node->scope, instance))
+        return KEEP_OUTSIDE;
+    return k->out.data[instance] == value ? KEEP_RETURNED : KEEP_VALUE;
+}
+
+/* Names in the graph, once for every matched instance around them. */
+static void add_graph_names(const Expander *x, Keepables *k) {
+    const Scope *scopes = x->module->scopes.data;
+    for (int64_t i = 0; i < x->module->scopes.count; i++)
+        array_push(&k->out, -1);
+    for (int64_t i = 0; i < x->function->names.count; i++) {
+        const NamedValue *value = &x->function->names.data[i];
+        if (strcmp(value->name, "out") == 0)
+            k->out.data[value->scope] = value->node;
     }
-    for (int64_t k = 0; k < values->count; k++)
-        add_inside(&matched, values->data[k], &inside);
-    string_map_free(&matched);
-    for (const Selector *s = d->keep; s; s = s->next)
-        check_selector(x, s, &x->plan_dims, inside.data, inside.count,
+    for (int64_t i = 0; i < x->function->names.count; i++) {
+        const NamedValue *value = &x->function->names.data[i];
+        const char *path = NULL;
+        for (ScopeId s = value->scope; s > 0; s = scopes[s].parent) {
+            if (!string_map_get(&k->matched, scopes[s].path, 0))
+                continue;
+            if (!path)
+                path = arena_printf(x->arena, "%s.%s", scopes[value->scope].path, value->name);
+            add_keepable(k, path + strlen(scopes[s].path) + 1,
+                         keepable_within(x, k, s, value->node));
+        }
+    }
+}
+
+/* Names that blocks will have which `factorize` places: all their own but the result. */
+static void add_factorized_names(Expander *x, Keepables *k) {
+    Paths values = {0};
+    factorized_paths(x, true, &values);
+    for (int64_t v = 0; v < values.count; v++) {
+        const char *path = values.data[v];
+        char *prefix = checked_alloc(strlen(path) + 1);
+        for (size_t i = 0; path[i]; i++) {
+            if (path[i] == '.' && string_map_get(&k->matched, prefix, 0))
+                add_keepable(k, path + i + 1,
+                             strcmp(path + i, ".out") ? KEEP_VALUE : KEEP_RETURNED);
+            prefix[i] = path[i];
+        }
+        free(prefix);
+    }
+    array_free(&values);
+}
+
+static Keepables find_keepables(Expander *x, const Directive *d, const Paths *scopes) {
+    Keepables k = {0};
+    for (int64_t i = 0; i < scopes->count; i++)
+        for (const Selector *s = d->selectors; s; s = s->next)
+            if (selector_matches_path(x, s, &x->plan_dims, scopes->data[i])) {
+                string_map_set(&k.matched, scopes->data[i], 1);
+                break;
+            }
+    add_graph_names(x, &k);
+    add_factorized_names(x, &k);
+    return k;
+}
+
+static void keepables_free(Keepables *k) {
+    string_map_free(&k->matched);
+    array_free(&k->paths);
+    array_free(&k->values);
+    array_free(&k->kind);
+    array_free(&k->out);
+}
+
+/* The fn in whose body the last name of the selector gets a value; NULL. */
+static const Item *fn_that_binds(const Expander *x, const Selector *selector) {
+    const SelectorPart *last = selector->parts;
+    while (last->next)
+        last = last->next;
+    for (int64_t i = 0; i < x->items.count && last->kind == PART_NAME; i++) {
+        const Item *item = x->items.data[i].item;
+        for (const Statement *s = item->kind == ITEM_FN ? item->body : NULL; s; s = s->next)
+            for (int n = 0; s->kind == STATEMENT_BIND && n < s->name_count; n++)
+                if (strcmp(s->names[n].text, last->name.text) == 0)
+                    return item;
+    }
+    return NULL;
+}
+
+/* All that the selector matches is of that kind, or of other kinds that need no keeping. */
+static void complain_needless(Expander *x, const Selector *selector, Keepable kind) {
+    static const char *const why[KEEP_KINDS] = {
+        [KEEP_OUTSIDE] = "it comes into the block from outside, and what happens to it is said "
+                         "there",
+        [KEEP_RETURNED] = "the block returns it, so it belongs to the block's caller",
+        [KEEP_CONSTANT] = "it is at hand whenever it is needed",
+    };
+    Diagnostic *d = complain(x, NULL, selector->span, "`keep` has nothing to do for %s: %s",
+                             excerpt(x, selector->span), why[kind]);
+    help(d, "`keep` is for values that are computed inside the recomputed block");
+}
+
+static void check_keep(Expander *x, const Selector *selector, const Keepables *k) {
+    int64_t found[KEEP_KINDS] = {0};
+    for (int64_t i = 0; i < k->paths.count && !found[KEEP_VALUE]; i++)
+        found[k->kind.data[i]] +=
+            selector_matches_path(x, selector, &x->plan_dims, k->paths.data[i]);
+    if (!found[KEEP_VALUE])
+        for (int kind = KEEP_VALUE + 1; kind < KEEP_KINDS; kind++)
+            if (found[kind]) {
+                complain_needless(x, selector, (Keepable)kind);
+                return;
+            }
+    const Item *fn = found[KEEP_VALUE] ? NULL : fn_that_binds(x, selector);
+    if (!fn) {
+        check_selector(x, selector, &x->plan_dims, k->values.data, k->values.count,
                        "value in what is recomputed");
-    array_free(&inside);
+        return;
+    }
+    Diagnostic *d =
+        complain(x, NULL, selector->span, "`keep` cannot keep %s: it is inside `fn %s`",
+                 excerpt(x, selector->span), fn->name.text);
+    note_at(d, fn->name.span, "`%s` is declared here", fn->name.text);
+    help(d, "what is inside a fn is computed anew where it is used: name the value that its "
+            "call gives, or make it a block");
 }
 
 static void check_recompute(Expander *x, const Directive *d) {
     const Compilation *c = x->compilation;
-    Paths scopes = {0}, values = {0};
+    Paths scopes = {0};
     for (int64_t i = 0; i < x->scope_paths.count; i++)
         array_push(&scopes, x->scope_paths.data[i]);
     for (int i = 0; i < c->factorize_count; i++)
         for (int k = 0; k < c->factorizes[i].weight_count; k++)
             array_push(&scopes, x->module->states.data[c->factorizes[i].weights[k]].path);
-    for (int64_t i = 0; i < x->value_names.count; i++)
-        array_push(&values, x->value_names.data[i]);
-    factorized_paths(x, true, &values);
     bool fine = true;
     for (const Selector *s = d->selectors; s; s = s->next)
         fine &=
             check_selector(x, s, &x->plan_dims, scopes.data, scopes.count, "block instance");
-    if (fine)
-        check_keeps(x, d, &scopes, &values);
+    if (fine && d->keep) {
+        Keepables k = find_keepables(x, d, &scopes);
+        for (const Selector *s = d->keep; s; s = s->next)
+            check_keep(x, s, &k);
+        keepables_free(&k);
+    }
     Compilation *own = x->compilation;
     own->recomputes = checked_realloc(own->recomputes, (size_t)(own->recompute_count + 1) *
                                                            sizeof *own->recomputes);
     own->recomputes[own->recompute_count++] = d;
     array_free(&scopes);
-    array_free(&values);
+}
+
+/* Does a directive, other than the one that is asked about, recompute this instance or one around
+ * it?  Of two that say the same of an instance, the later says it in vain. */
+static const Directive *recomputed_by_another(Expander *x, int own, const char *path) {
+    const Compilation *c = x->compilation;
+    char *prefix = checked_alloc(strlen(path) + 1);
+    const Directive *found = NULL;
+    for (size_t i = 0; i <= strlen(path) && !found; i++) {
+        for (int d = 0; (path[i] == '.' || !path[i]) && d < c->recompute_count && !found; d++)
+            if (d != own && (path[i] || d < own) &&
+                recompute_matches(c, c->recomputes[d], prefix))
+                found = c->recomputes[d];
+        prefix[i] = path[i];
+    }
+    free(prefix);
+    return found;
+}
+
+/* All `keep` lists apply, so that a directive which keeps nothing and whose instances others
+ * recompute does nothing. */
+static void warn_of_needless_recompute(Expander *x, int own) {
+    const Compilation *c = x->compilation;
+    const Directive *d = c->recomputes[own], *other = NULL;
+    for (int64_t i = 0; i < x->scope_paths.count && !d->keep; i++) {
+        const char *path = x->scope_paths.data[i];
+        if (!recompute_matches(c, d, path))
+            continue;
+        other = recomputed_by_another(x, own, path);
+        if (!other)
+            return;
+    }
+    if (other)
+        note_at(warning_at(x->diagnostics, d->span,
+                           "this changes nothing: what it is about is recomputed already"),
+                other->span, "here");
 }
 
 static void check_precision(Expander *x, const Directive *d) {
@@ -383,6 +544,8 @@ void check_plan(Expander *x) {
             else if (d->kind == DIRECTIVE_PRECISION)
                 check_precision(x, d);
         }
+    for (int d = 0; d < x->compilation->recompute_count; d++)
+        warn_of_needless_recompute(x, d);
 }
 
 /* ---- placing a block ------------------------------------------------------------- */

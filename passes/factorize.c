@@ -11,6 +11,8 @@
  * The block's text is the front end's (expand_factorized); here it is put where it goes. */
 #include "passes/passes.h"
 
+#include <math.h>
+
 /* What becomes of one weight. */
 typedef struct Replacement {
     const Factorize *by;  /* NULL: the weight stays */
@@ -207,6 +209,88 @@ static void renumber_states(Factorization *f) {
     free(old);
 }
 
+/* ---- what it came to ---------------------------------------------------------------- */
+
+static int64_t state_elements(const Module *module, StateId state) {
+    return type_elements(module, state_type(&module->states.data[state]));
+}
+
+/* In double: exact where it matters, and no sum is too large. */
+static double made_elements(const Factorization *f, StateId weight) {
+    double made = 0;
+    for (StateId s = f->replacements[weight].first; s < f->replacements[weight].end; s++)
+        made += (double)state_elements(f->module, s);
+    return made;
+}
+
+/* Where the block is two matrices, in x r and r x out: r, and the r at which they are as large as
+ * the weight, in * out / (in + out).  So are their FLOPs, which are two a parameter and token. */
+static bool find_rank(const Factorization *f, StateId weight, int64_t *rank, double *even) {
+    const State *w = &f->module->states.data[weight];
+    const Replacement *replacement = &f->replacements[weight];
+    int64_t in = axes_elements(f->module, w->in, w->in_count);
+    int64_t out = axes_elements(f->module, w->out, w->out_count);
+    if (replacement->end - replacement->first != 2)
+        return false;
+    int64_t a = state_elements(f->module, replacement->first);
+    int64_t b = state_elements(f->module, replacement->first + 1);
+    *rank = a / in;
+    *even = (double)in * (double)out / ((double)in + (double)out);
+    return a % in == 0 && b == *rank * out;
+}
+
+/* Of `count` weights, the first is `weight`. */
+static void warn_of_rank(const Factorization *f, const Factorize *by, StateId weight,
+                         int64_t count) {
+    Diagnostics *diagnostics = f->context->diagnostics;
+    Span call = by->directive->call->span;
+    const char *path = f->module->states.data[weight].path;
+    Diagnostic *d = warning_at(
+        diagnostics, call, "in the place of `%s`, %lld parameters, this block has %.0f", path,
+        (long long)state_elements(f->module, weight), made_elements(f, weight));
+    int64_t rank;
+    double even;
+    if (find_rank(f, weight, &rank, &even))
+        help(
+            d,
+            "rank %lld is above the break-even, %.10g: below it the block has fewer parameters "
+            "and FLOPs than the weight",
+            (long long)rank, floor(even * 100) / 100);
+    if (count > 1)
+        help(d, "so it is with %lld of the weights that the line selects", (long long)count);
+}
+
+static void warn_of_growth(const Factorization *f, double made, double replaced) {
+    const Item *plan = f->context->compilation->plan;
+    if (made > replaced)
+        warning_at(f->context->diagnostics, plan->name.span,
+                   "plan `%s` makes the model bigger: %.0f parameters in the place of %.0f",
+                   plan->name.text, made, replaced);
+}
+
+static void tally_directives(const Factorization *f) {
+    const Compilation *c = f->context->compilation;
+    double all_made = 0, all_replaced = 0;
+    for (int d = 0; d < c->factorize_count; d++) {
+        int64_t larger = 0;
+        StateId first = -1;
+        for (StateId id = 0; id < f->state_count; id++) {
+            if (f->replacements[id].by != &c->factorizes[d])
+                continue;
+            double replaced = (double)state_elements(f->module, id);
+            double made = made_elements(f, id);
+            all_replaced += replaced;
+            all_made += made;
+            larger += made > replaced;
+            if (made > replaced && first < 0)
+                first = id;
+        }
+        if (larger)
+            warn_of_rank(f, &c->factorizes[d], first, larger);
+    }
+    warn_of_growth(f, all_made, all_replaced);
+}
+
 /* ---- the pass ----------------------------------------------------------------------- */
 
 bool pass_factorize(PassContext *context) {
@@ -227,8 +311,10 @@ bool pass_factorize(PassContext *context) {
     for (int64_t id = 0; id < f.state_count; id++)
         if (f.replacements[id].by)
             done &= check_operands(&f, (StateId)id);
-    if (done && (done = rewrite_micro(&f)))
+    if (done && (done = rewrite_micro(&f))) {
+        tally_directives(&f);
         renumber_states(&f);
+    }
     free(f.replacements);
     return done;
 }
