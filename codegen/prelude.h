@@ -267,19 +267,21 @@ COLAC_FUNCTION int32_t i32_from_f32(float a) {
 
 /* ---- bf16, in memory; in kernels a float that a bf16 holds --------------------------- */
 
-/* To nearest, ties to even. */
+/* Of a float that a bf16 holds: exact. */
 COLAC_FUNCTION uint16_t bf16_bits(float x) {
-    uint32_t bits = f32_bits(x);
-    uint32_t rounded = (bits + 0x7FFFu + (bits >> 16 & 1u)) >> 16;
-    return (uint16_t)(x == x ? rounded : (bits >> 16 | 0x40u));
+    return (uint16_t)(f32_bits(x) >> 16);
 }
 
 COLAC_FUNCTION float bf16_float(uint16_t bits) {
     return f32_from_bits((uint32_t)bits << 16);
 }
 
+/* To nearest, ties to even; a NaN stays one, and quiet.  All in 32 bits, so that as many lanes
+ * are rounded as are computed; the processor's own conversion takes denormal numbers for 0. */
 COLAC_FUNCTION float bf16_round(float x) {
-    return bf16_float(bf16_bits(x));
+    uint32_t bits = f32_bits(x);
+    uint32_t rounded = bits + 0x7FFFu + (bits >> 16 & 1u);
+    return f32_from_bits((x == x ? rounded : (bits | 0x400000u)) & 0xFFFF0000u);
 }
 
 /* ---- random numbers ------------------------------------------------------------------ */

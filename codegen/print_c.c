@@ -103,10 +103,13 @@ static void print_number(Text *out, DataType dtype, double number) {
 
 static void print_operand(const CPrinter *p, ValueId id) {
     const Instruction *value = at(p, id);
+    bool rounds = value->kind == KERNEL_CONSTANT && value->dtype == TYPE_BF16;
+    text_puts(p->out, rounds ? "bf16_round(" : "");
     if (value->kind == KERNEL_CONSTANT)
         print_number(p->out, value->dtype, value->number);
     else
         text_puts(p->out, p->names.values[id]);
+    text_puts(p->out, rounds ? ")" : "");
 }
 
 /* Whether stride * value may leave the range of int, as positions below `positions` are added

@@ -119,8 +119,10 @@ static void note_gather(const Function *function, const Node *gather, int *rows)
             axis = table->attr.from[0];
         table = node_at(function, table->inputs[0]);
     }
-    if (table->op == OP_STATE && type_has(table->type, axis))
-        rows[table->attr.integer] = axis;
+    if (table->op != OP_STATE || !type_has(table->type, axis))
+        return;
+    StateId weight = function->module->states.data[table->attr.integer].weight; /* of a copy */
+    rows[weight >= 0 ? weight : table->attr.integer] = axis;
 }
 
 /* Outputs first, so that a product runs along the contiguous inputs; but a state from which a
