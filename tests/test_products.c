@@ -1,5 +1,7 @@
 /* tests/test_products.c: matrix products against sums in double, within the bound of f32 sums
- * in any order; the same bits for every number of threads; nothing read or written outside. */
+ * in any order (and one rounding of a bf16 result); the same bits for every number of threads;
+ * nothing read or written outside.  f32 and bf16 operands, the latter by the library where the
+ * processor has them, and by the plain loop. */
 #include "runtime/runtime.h"
 
 #include <math.h>
@@ -164,18 +166,67 @@ static void operands_free(Operands *o) {
     memory_free(&o->c);
 }
 
+/* The operand in the type that the product takes. */
+static void *packed(const float *values, int64_t count, bool bf16) {
+    if (!bf16)
+        return memcpy(checked_alloc((size_t)count * sizeof *values), values,
+                      (size_t)count * sizeof *values);
+    uint16_t *halves = checked_alloc((size_t)count * sizeof *halves);
+    for (int64_t i = 0; i < count; i++) {
+        uint32_t bits;
+        memcpy(&bits, &values[i], sizeof bits);
+        assert_int_equal(bits & 0xFFFF, 0);
+        halves[i] = (uint16_t)(bits >> 16);
+    }
+    return halves;
+}
+
+/* Back to f32; takes the memory over. */
+static float *unpacked(void *memory, int64_t count, bool bf16) {
+    if (!bf16)
+        return memory;
+    const uint16_t *halves = memory;
+    float *values = checked_alloc((size_t)count * sizeof *values);
+    for (int64_t i = 0; i < count; i++) {
+        uint32_t bits = (uint32_t)halves[i] << 16;
+        memcpy(&values[i], &bits, sizeof bits);
+    }
+    free(memory);
+    return values;
+}
+
+/* Values that a bf16 holds. */
+static void truncate_values(Memory *memory, bool bf16) {
+    for (int64_t i = 0; bf16 && i < memory->count; i++) {
+        uint32_t bits;
+        memcpy(&bits, &memory->values[i], sizeof bits);
+        bits &= 0xFFFF0000u;
+        memcpy(&memory->values[i], &bits, sizeof bits);
+    }
+}
+
+static void in_bf16(Product *p, Operands *o, bool result) {
+    p->bf16_operands = true;
+    p->bf16_result = result;
+    truncate_values(&o->a, true);
+    truncate_values(&o->b, true);
+    truncate_values(&o->c, result);
+}
+
 static float *run_product(const Product *p, const Operands *o, int threads) {
     omp_set_num_threads(threads);
     PreparedProduct *prepared = product_prepare(p);
     assert_null(strstr(product_implementation(prepared), "ref"));
     char *scratch = aligned_alloc(64, (size_t)(product_scratch_bytes(prepared) * threads + 64));
-    size_t bytes = (size_t)o->c.count * sizeof(float);
-    float *c = checked_alloc(bytes);
-    memcpy(c, o->c.values, bytes);
-    product_run(prepared, o->a.values, o->b.values, c, scratch);
+    void *a = packed(o->a.values, o->a.count, p->bf16_operands);
+    void *b = packed(o->b.values, o->b.count, p->bf16_operands);
+    void *c = packed(o->c.values, o->c.count, p->bf16_result);
+    product_run(prepared, a, b, c, scratch);
+    free(a);
+    free(b);
     free(scratch);
     product_free(prepared);
-    return c;
+    return unpacked(c, o->c.count, p->bf16_result);
 }
 
 /* One element in double, and the sum of the terms' magnitudes. */
@@ -207,7 +258,10 @@ static void check_result(const Product *p, const Operands *o, const float *c) {
                 double sum, magnitude;
                 reference(p, o, base, m, n, &sum, &magnitude);
                 double result = (double)c[element(p, base, m, n, 0).c];
-                if (!(fabs(result - sum) <= rounding * magnitude))
+                double bound = rounding * magnitude;
+                if (p->bf16_result) /* half of a bf16's last place, of the f32 sum */
+                    bound += 0x1p-8 * (fabs(sum) + bound);
+                if (!(fabs(result - sum) <= bound))
                     fail_msg("[%d,%d] of batch %d is %.9g, not %.9g (%d x %d x %d)", (int)m,
                              (int)n, (int)i, result, sum, (int)p->m, (int)p->n, (int)p->k);
             }
@@ -241,6 +295,31 @@ static void random_products_are_right(void **state) {
         operands_free(&o);
     }
     assert_true(plain > 20 && library > 20); /* both ways were taken */
+}
+
+/* As this processor multiplies bf16, and by the plain loop. */
+static void random_bf16_products_are_right(void **state) {
+    (void)state;
+    for (int way = 0; way < 2; way++) {
+        if (way)
+            setenv("COLAC_BF16", "1", 1);
+        random_state = 5;
+        for (int trial = 0; trial < 300; trial++) {
+            int64_t span[3];
+            Product p = random_product(span);
+            double work = (double)(p.m * p.n * p.k * loops_count(p.batch, p.batch_count) *
+                                   loops_count(p.accumulate, p.accumulate_count));
+            if (work > 1e6)
+                continue;
+            Operands o = operands_make(&p, span);
+            in_bf16(&p, &o, trial % 2);
+            float *c = run_product(&p, &o, 2);
+            check_result(&p, &o, c);
+            free(c);
+            operands_free(&o);
+        }
+        unsetenv("COLAC_BF16");
+    }
 }
 
 static Operands dense_operands(const Product *p) {
@@ -345,13 +424,17 @@ static void bits_do_not_depend_on_threads(void **state) {
         Product sized = p;
         sized.k *= 2; /* room for the strides of the last */
         Operands o = dense_operands(&sized);
-        float *first = run_product(&p, &o, threads[0]);
-        for (int j = 1; j < COUNT_OF(threads); j++) {
-            float *other = run_product(&p, &o, threads[j]);
-            assert_memory_equal(first, other, (size_t)o.c.count * sizeof(float));
-            free(other);
+        for (int kind = 0; kind < 3; kind++) { /* f32, bf16 to f32, bf16 */
+            if (kind)
+                in_bf16(&p, &o, kind == 2);
+            float *first = run_product(&p, &o, threads[0]);
+            for (int j = 1; j < COUNT_OF(threads); j++) {
+                float *other = run_product(&p, &o, threads[j]);
+                assert_memory_equal(first, other, (size_t)o.c.count * sizeof(float));
+                free(other);
+            }
+            free(first);
         }
-        free(first);
         operands_free(&o);
     }
 }
@@ -402,6 +485,10 @@ static void terms_are_accumulated(void **state) {
         float *c = run_product(&p, &o, 2);
         check_result(&p, &o, c);
         free(c);
+        in_bf16(&p, &o, true); /* rounded once, after the last term */
+        c = run_product(&p, &o, 2);
+        check_result(&p, &o, c);
+        free(c);
         operands_free(&o);
     }
 }
@@ -442,8 +529,13 @@ static void products_of_a_step_are_fast(void **state) {
                              .c_m = in,
                              .c_n = 1,
                              .add = true}};
-        for (int j = 0; j < COUNT_OF(shapes); j++) {
-            PreparedProduct *prepared = product_prepare(&shapes[j]);
+        for (int j = 0; j < 2 * COUNT_OF(shapes); j++) {
+            Product p = shapes[j / 2];
+            p.bf16_operands = j % 2;
+            p.bf16_result = p.bf16_operands && !p.add;
+            if (p.bf16_operands && !products_have_bf16())
+                continue;
+            PreparedProduct *prepared = product_prepare(&p);
             assert_string_not_equal(product_implementation(prepared), "plain");
             assert_null(strstr(product_implementation(prepared), "ref"));
             product_free(prepared);
@@ -454,6 +546,7 @@ static void products_of_a_step_are_fast(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(random_products_are_right),
+        cmocka_unit_test(random_bf16_products_are_right),
         cmocka_unit_test(bits_do_not_depend_on_threads),
         cmocka_unit_test(a_batch_is_so_many_products),
         cmocka_unit_test(terms_are_accumulated),
