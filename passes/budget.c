@@ -7,8 +7,8 @@
  *         {mid, pre, q, k, v}
  *
  * Each pattern of block instances has points (candidates.c).  A *rung* gives every instance a
- * point; the *ladder* is the rungs by added FLOPs.  Where all assignments are few, all of them
- * are rungs; else instances go from a point to the next one after the other, the first layer
+ * point; the *ladder* is the rungs by added FLOPs.  Where all assignments are few (of all sets,
+ * or else of the points on and near the convex hull), all of them are rungs; else instances go from a point to the next one after the other, the first layer
  * first (what it computes again is alive when the kept values of later layers are gone), the
  * step of all patterns that costs least FLOPs a byte first.  A rung's peak is had by planning:
  * a copy of the module goes through every pass that follows, and is measured.
@@ -447,7 +447,7 @@ static void report(const Ladder *ladder, int64_t chosen, double started) {
                        .added_flops = ladder->rungs.data[refused ? least : chosen].flops,
                        .rungs = ladder->rungs.count,
                        .planned = ladder->planned,
-                       .exhaustive = ladder->patterns.assignments >= 0,
+                       .exhaustive = ladder->patterns.all_subsets,
                        .first = small_ladder(ladder),
                        .seconds = seconds_now() - started};
     for (int64_t i = 0; i < ladder->patterns.count; i++) {

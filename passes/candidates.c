@@ -514,13 +514,14 @@ BlockPatterns find_block_patterns(const PassContext *context, const Function *mi
             patterns.data[i].candidate_count += cones[i].may_keep[k];
     }
     patterns.assignments = -1;
-    if (may_hold_all(&patterns)) {
+    for (int round = may_hold_all(&patterns) ? 0 : 1; round < 2 && patterns.assignments < 0;
+         round++) {
+        patterns.all_subsets = round == 0;
         for (int64_t i = 0; i < patterns.count; i++)
-            price_pattern(&s, &patterns.data[i], &cones[i], true);
+            price_pattern(&s, &patterns.data[i], &cones[i], patterns.all_subsets);
         patterns.assignments = count_assignments(&patterns, max_assignments);
     }
-    for (int64_t i = 0; i < patterns.count && patterns.assignments < 0; i++)
-        price_pattern(&s, &patterns.data[i], &cones[i], false);
+    patterns.all_subsets &= patterns.assignments >= 0;
     free(s.forward);
     return patterns;
 }

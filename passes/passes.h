@@ -174,7 +174,8 @@ typedef struct BlockPattern {
 typedef struct BlockPatterns {
     BlockPattern *data;
     int64_t count;
-    int64_t assignments; /* of points to instances, where all subsets are points; else -1 */
+    bool all_subsets;
+    int64_t assignments; /* of points to instances; -1: too many */
 } BlockPatterns;
 /* Of the outermost block instances of `micro`; an instance around a loop's instances is passed
  * through to those, as the model is.  Values that a recompute directive speaks of stay as `fixed`
@@ -214,7 +215,7 @@ typedef struct BudgetReport {
     double added_flops;            /* of the clones, a micro-batch */
     int64_t rungs, planned;        /* assignments on the ladder; of these, planned in full */
     int64_t candidates, points;    /* of all block patterns */
-    bool exhaustive;               /* the ladder holds all assignments */
+    bool exhaustive;               /* the ladder holds all assignments of all sets */
     bool first;                    /* no cheaper rung of the ladder fits */
     double seconds;
 } BudgetReport;
