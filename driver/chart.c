@@ -328,13 +328,14 @@ typedef struct Drawing {
 } Drawing;
 
 /* Colours on a light and on a dark ground: the ground, text, quiet text, the grid, series.  Those of
- * series differ in lightness too, so that they stay apart where hues do not. */
+ * series contrast with the ground by a factor of 3, and any two are 23 units of L*a*b* or more apart
+ * (28 but for blue weakness) to eyes that see all colours and to those that lack one kind of cone. */
 enum { GROUND, INK, QUIET, GRID, SERIES };
 static const char *const palettes[2][SERIES + COLOURS] = {
-    {"#ffffff", "#24292f", "#5b6570", "#e3e6ea", "#0072b2", "#d55e00", "#00795a", "#a8468a",
-     "#9a7200", "#3f97cf", "#454d55", "#8a4b2a"},
-    {"#15181d", "#e6e9ed", "#a2abb5", "#2d333b", "#4ba6e6", "#ff8a3d", "#2fc79a", "#e594c9",
-     "#e8c33c", "#a9dcff", "#d5d9de", "#c79b78"},
+    {"#ffffff", "#24292f", "#5b6570", "#e3e6ea", "#0072b2", "#d55e00", "#8100ff", "#642a37",
+     "#a88a68", "#822200", "#2529a1", "#8990a0"},
+    {"#15181d", "#e6e9ed", "#a2abb5", "#2d333b", "#4ba6e6", "#ff8a3d", "#ecc3a4", "#846157",
+     "#6c668a", "#a15323", "#b21eff", "#aac0d0"},
 };
 
 /* Without custom properties, which not every program that shows SVG knows. */
