@@ -44,6 +44,16 @@ COLAC_FUNCTION float f32_from_bits(uint32_t bits) {
     return both.number;
 }
 
+/* Asks for memory that will be written: `bytes` of it, from AHEAD bytes on.  A loop that writes
+ * where it has read is not helped by the processor's own prefetching when it computes much
+ * between the two: measured three times slower than one that writes elsewhere, or asks.  Past the
+ * end of memory asking does nothing. */
+enum { AHEAD = 4096 };
+COLAC_FUNCTION void ask_ahead(const void *memory, int bytes) {
+    for (int at = 0; at < bytes; at += 64)
+        __builtin_prefetch((const char *)memory + AHEAD + at, 1);
+}
+
 /* a * b + c, rounded once. */
 COLAC_FUNCTION float f32_fma(float a, float b, float c) {
     return __builtin_fmaf(a, b, c);

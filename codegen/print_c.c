@@ -384,8 +384,64 @@ static void print_parallel(CPrinter *p, ValueId id) {
     }
 }
 
+/* Long loops that compute much are cut in blocks, and each asks for the memory that the next
+ * ones write (ask_ahead in the prelude). */
+enum { AHEAD_BLOCK = 1024, AHEAD_EXTENT = 4 * AHEAD_BLOCK, AHEAD_WORK = 16 };
+
+/* Does it store to memory in the order of the loop? */
+static bool stores_in_order(const CPrinter *p, const Instruction *store, ValueId loop) {
+    if (store->kind != KERNEL_STORE || p->kernel->buffers.data[store->buffer].argument < 0)
+        return false;
+    for (int i = 0; i < store->at.term_count; i++)
+        if (store->at.terms[i].value == loop)
+            return store->at.terms[i].stride == 1;
+    return false;
+}
+
+static bool asks_ahead(const CPrinter *p, ValueId id) {
+    const Loop *loop = at(p, id)->loop;
+    if (loop->kind != LOOP_LANES || loop->extent < AHEAD_EXTENT ||
+        loop->extent > INT32_MAX / 2 || kernel_work(p->kernel, &loop->body) < AHEAD_WORK)
+        return false;
+    for (int64_t i = 0; i < loop->body.count; i++)
+        if (stores_in_order(p, at(p, loop->body.data[i]), id))
+            return true;
+    return false;
+}
+
+static void print_blocks_of_loop(CPrinter *p, ValueId id) {
+    const Loop *loop = at(p, id)->loop;
+    const char *count = trip_count(p, id), *name = p->names.values[id];
+    line(p, "for (int block = 0; block < %s; block += %d) {", count, AHEAD_BLOCK);
+    p->indent++;
+    line(p, "const int end = %s - block < %d ? %s : block + %d;", count, AHEAD_BLOCK, count,
+         AHEAD_BLOCK);
+    for (int64_t i = 0; i < loop->body.count; i++) {
+        const Instruction *store = at(p, loop->body.data[i]);
+        if (!stores_in_order(p, store, id))
+            continue;
+        int width = dtype_bytes(p->kernel->buffers.data[store->buffer].dtype);
+        line(p, "for (int %s = block; %s == block; %s++)", name, name, name);
+        text_printf(p->out, "%*sask_ahead(&", 4 * (p->indent + 1), "");
+        print_element(p, store);
+        text_printf(p->out, ", %d);\n", AHEAD_BLOCK * width);
+    }
+    text_puts(p->out, "#pragma omp simd\n");
+    line(p, "for (int %s = block; %s < end; %s++) {", name, name, name);
+    p->indent++;
+    print_region(p, &loop->body);
+    p->indent--;
+    line(p, "}");
+    p->indent--;
+    line(p, "}");
+}
+
 static void print_plain_loop(CPrinter *p, ValueId id) {
     const Loop *loop = at(p, id)->loop;
+    if (asks_ahead(p, id)) {
+        print_blocks_of_loop(p, id);
+        return;
+    }
     const char *count = trip_count(p, id);
     if (loop->kind == LOOP_LANES && loop->extent > 1)
         text_puts(p->out, "#pragma omp simd\n");

@@ -86,6 +86,22 @@ static const char update_text[] = "module stage graph\n"
                                   "  write gradient w = %9\n"
                                   "}\n";
 
+/* Much computed for each of many elements, in the place of one operand: loops in blocks that ask
+ * for memory ahead, the last of them short. */
+static const char long_text[] = "module stage graph\n"
+                                "axis D 41\naxis O 431\n"
+                                "state weight w f32 in(D) out(O) normal 1 offset 0\n"
+                                "state gradient w f32 in(D) out(O) zeros of 0 offset 0\n"
+                                "function update(step, lr) {\n"
+                                "  %0 = state 0 to(D,O) : f32[D,O]\n"
+                                "  %1 = sigmoid %0 : f32[D,O]\n"
+                                "  %2 = exp %1 : f32[D,O]\n"
+                                "  %3 = mul %2 %0 : f32[D,O]\n"
+                                "  %4 = neg %3 : f32[D,O]\n"
+                                "  write weight w = %3\n"
+                                "  write gradient w = %4\n"
+                                "}\n";
+
 /* ---- from text to a program -------------------------------------------------------- */
 typedef struct Fixture {
     Source *source; /* places point into it */
@@ -298,6 +314,26 @@ static void updates_agree_with_the_interpreter(void **state) {
         run(&f, "update", scalars);
         interp_run(interp, module_find_function(f.module, "update"), scalars, false);
         for (StateId id = 0; id < 3; id++)
+            assert_true(difference(&f, interp, id, 1e-3) < 1e-6);
+    }
+    interp_free(interp);
+    fixture_free(&f);
+}
+
+static void long_loops_agree_with_the_interpreter(void **state) {
+    (void)state;
+    Fixture f = compile(long_text, NULL, (Variant){.threads = 2});
+    executor_initialize(f.executor, 1);
+    Interp *interp = interpreter_like(&f);
+    double scalars[] = {1, 0.25};
+    Text source = {0};
+    emit_c(f.set, 1, &source);
+    assert_non_null(strstr(source.data, "ask_ahead(&"));
+    text_free(&source);
+    for (int step = 0; step < 2; step++) {
+        run(&f, "update", scalars);
+        interp_run(interp, module_find_function(f.module, "update"), scalars, false);
+        for (StateId id = 0; id < 2; id++)
             assert_true(difference(&f, interp, id, 1e-3) < 1e-6);
     }
     interp_free(interp);
@@ -613,6 +649,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(gradients_agree_with_the_interpreter),
         cmocka_unit_test(updates_agree_with_the_interpreter),
+        cmocka_unit_test(long_loops_agree_with_the_interpreter),
         cmocka_unit_test(nothing_but_the_graph_decides_bits),
         cmocka_unit_test(states_keep_their_values),
         cmocka_unit_test(initial_values_have_their_distribution),
