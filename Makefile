@@ -83,7 +83,7 @@ asan:
 # Rewrites the expectations of all golden tests; read the diff before committing it.
 golden: tests
 	@GOLDEN=write tests/run $(BUILD)
-	@git diff --stat -- tests/golden
+	@git diff --stat -- tests/golden docs
 
 demo: $(BUILD)/colac | $(BUILD)/.packages-demo
 	@tools/demo $(BUILD)

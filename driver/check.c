@@ -39,6 +39,8 @@ static void print_memory(const MemoryTable *memory) {
     print_bytes("weights", memory->weights);
     print_bytes("gradients", memory->gradients);
     print_bytes("optimizer", memory->optimizer);
+    if (memory->copies)
+        print_bytes("bf16 copies", memory->copies);
     print_bytes("tables", memory->tables);
     print_bytes("kept activations", memory->kept_activations);
     print_bytes("workspace", memory->workspace);
@@ -135,29 +137,52 @@ static Layer *layer_of(Layers *layers, const char *path) {
     return &layers->layers.data[at];
 }
 
-/* The weight that a product in the model's own scope is of; NULL where it is of none. */
-static const char *weight_of_product(const Function *function, const Node *dot) {
-    NodeId candidates[3] = {dot->inputs[0], dot->inputs[1], dot->adjoint_of};
-    for (int i = 0; i < COUNT_OF(candidates); i++) {
-        NodeId id = candidates[i];
-        while (id >= 0 &&
-               (node_is_view(node_at(function, id)) || node_at(function, id)->op == OP_CAST))
-            id = node_at(function, id)->inputs[0];
+static NodeId below_views(const Function *function, NodeId id) {
+    while (id >= 0 &&
+           (node_is_view(node_at(function, id)) || node_at(function, id)->op == OP_CAST))
+        id = node_at(function, id)->inputs[0];
+    return id;
+}
+
+/* The weight that a product is of, as operand, as what it is the adjoint of, or by where its result
+ * is written (`written`, by node); NULL where it is of none. */
+static const char *weight_of_product(const Function *function, const StateId *written,
+                                     NodeId dot) {
+    const Node *node = node_at(function, dot);
+    const NodeId candidates[] = {node->inputs[0], node->inputs[1], node->adjoint_of};
+    StateId state = written[dot];
+    for (int i = 0; i < COUNT_OF(candidates) && state < 0; i++) {
+        NodeId id = below_views(function, candidates[i]);
         if (id >= 0 && node_at(function, id)->op == OP_STATE)
-            return function->module->states.data[node_at(function, id)->attr.integer].path;
+            state = (StateId)node_at(function, id)->attr.integer;
     }
-    return NULL;
+    return state < 0 ? NULL : function->module->states.data[state].path;
+}
+
+/* By node: the state that its value is written to; -1. */
+static StateId *written_states(const Function *function, Arena *arena) {
+    size_t nodes = (size_t)function->nodes.count;
+    StateId *written = arena_alloc_array(arena, nodes, sizeof *written);
+    for (size_t id = 0; id < nodes; id++)
+        written[id] = -1;
+    for (int64_t i = 0; i < function->writes.count; i++) {
+        NodeId source = write_source(function, function->writes.data[i].value);
+        if (source >= 0)
+            written[source] = function->writes.data[i].state;
+    }
+    return written;
 }
 
 static void add_products(Layers *layers, const Function *micro, double tokens) {
     bool *forward = forward_part(micro);
+    StateId *written = written_states(micro, layers->arena);
     for (NodeId id = 0; id < micro->nodes.count; id++) {
         const Node *node = node_at(micro, id);
         if (node->op != OP_DOT)
             continue;
         const char *path = micro->module->scopes.data[node->scope].path;
         if (!node->scope)
-            path = weight_of_product(micro, node);
+            path = weight_of_product(micro, written, id);
         Layer *layer = layer_of(layers, path ? path : "");
         double *part = node->clone   ? &layer->recompute
                        : forward[id] ? &layer->forward

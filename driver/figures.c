@@ -119,15 +119,15 @@ void print_figures_json(const Figures *figures, const char *plan) {
     json_object_update_new(
         object,
         json_pack("{s:I, s:I, s:{s:f, s:f, s:f, s:f, s:f}, s:{s:I, s:I, s:I, s:I, s:I, s:I, "
-                  "s:I}, s:i, s:i, s:i}",
+                  "s:I, s:I}, s:i, s:i, s:i}",
                   "params", (json_int_t)figures->parameters, "params_low_rank",
                   (json_int_t)figures->low_rank, "flops_per_token", "forward", flops->forward,
                   "backward", flops->backward, "recompute", flops->recompute, "head",
                   flops->head, "executed", flops->executed, "memory", "weights",
                   (json_int_t)memory->weights, "gradients", (json_int_t)memory->gradients,
-                  "optimizer", (json_int_t)memory->optimizer, "tables",
-                  (json_int_t)memory->tables, "kept_activations",
-                  (json_int_t)memory->kept_activations, "workspace",
+                  "optimizer", (json_int_t)memory->optimizer, "copies",
+                  (json_int_t)memory->copies, "tables", (json_int_t)memory->tables,
+                  "kept_activations", (json_int_t)memory->kept_activations, "workspace",
                   (json_int_t)memory->workspace, "peak", (json_int_t)memory->peak, "kernels",
                   figures->kernels, "dots", figures->dots, "copies", figures->copies));
     if (figures->predicted > 0)

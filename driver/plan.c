@@ -204,6 +204,15 @@ static void explain_recomputed(const Options *options, const Compiled *compiled,
     value_table_free(table);
 }
 
+/* Peaks that differ by little are told apart. */
+static const char *memory_text(int64_t bytes, char buffer[32]) {
+    double gib = (double)bytes / (1 << 30);
+    if (gib < 1)
+        return bytes_text(bytes, buffer);
+    snprintf(buffer, 32, gib < 10000 ? "%.2f GiB" : "%.0f GiB", gib);
+    return buffer;
+}
+
 static void explain_budget(const Options *options, const Compiled *compiled) {
     const BudgetReport *budget = &compiled->budget;
     const Compilation *compilation = compiled->compilation;
@@ -213,25 +222,28 @@ static void explain_budget(const Options *options, const Compiled *compiled) {
     double tokens = (double)(compilation->sequences * compilation->positions);
     if (options->json) {
         print_json_object(json_pack(
-            "{s:s, s:s, s:I, s:I, s:f, s:I, s:I, s:I, s:I, s:b}", "kind", "budget", "plan",
+            "{s:s, s:s, s:I, s:I, s:f, s:I, s:I, s:I, s:I, s:b, s:b}", "kind", "budget", "plan",
             options->request.plan, "bound", (json_int_t)budget->bound, "peak",
             (json_int_t)budget->peak, "added_flops_per_token", budget->added_flops / tokens,
             "rungs", (json_int_t)budget->rungs, "planned", (json_int_t)budget->planned,
             "candidates", (json_int_t)budget->candidates, "points", (json_int_t)budget->points,
-            "exhaustive", budget->exhaustive));
+            "exhaustive", budget->exhaustive, "first", budget->first));
         return;
     }
     printf("  memory bound %s, peak %s: %s FLOPs a token are added\n",
-           bytes_text(budget->bound, bound), bytes_text(budget->peak, peak),
+           memory_text(budget->bound, bound), memory_text(budget->peak, peak),
            scaled_text(budget->added_flops / tokens, flops));
-    printf(
-        "    %lld values could be kept or not, in %lld sets worth trying; %lld assignments of "
-        "sets to layers, of which %lld were planned in full\n",
-        (long long)budget->candidates, (long long)budget->points, (long long)budget->rungs,
-        (long long)budget->planned);
-    printf(budget->exhaustive
-               ? "    all assignments are among them: no other adds fewer FLOPs and fits\n"
-               : "    these are not all assignments: another might add a little less\n");
+    printf("    %lld values could be kept or not; %lld sets of them are worth trying\n",
+           (long long)budget->candidates, (long long)budget->points);
+    printf("    the ladder holds %s%lld assignments of sets to blocks; %lld were planned in "
+           "full\n",
+           budget->exhaustive ? "all " : "", (long long)budget->rungs,
+           (long long)budget->planned);
+    printf("    %s\n", !budget->first
+                           ? "a cheaper one on it may fit: not all of them were planned"
+                       : budget->exhaustive
+                           ? "no other adds fewer FLOPs and fits"
+                           : "no other on it adds fewer FLOPs and fits; one beside it might");
 }
 
 static void explain(const Options *options, const Compiled *compiled, const Figures *figures) {
@@ -303,15 +315,6 @@ static void print_head(const Options *options, const Table *table) {
     printf("  %-*s %10s %9s %9s %9s %9s %9s %9s %5s %10s %10s%s\n", table->name_width, "plan",
            "parameters", "low rank", "forward", "backward", "recompute", "head", "all", "ratio",
            "kept", "peak", predicted ? "  predicted" : "");
-}
-
-/* Peaks that differ by little are told apart. */
-static const char *memory_text(int64_t bytes, char buffer[32]) {
-    double gib = (double)bytes / (1 << 30);
-    if (gib < 1)
-        return bytes_text(bytes, buffer);
-    snprintf(buffer, 32, gib < 10000 ? "%.2f GiB" : "%.0f GiB", gib);
-    return buffer;
 }
 
 static void print_row(const Table *table, const char *name, const Figures *figures) {

@@ -142,6 +142,28 @@ for plan in lowrank blocks channels; do
     same "$plan: forward" "$(key forward <"$work/one")" $((2 * part + 6 * 4 * 256 * 192))
 done
 
+# In bf16: half the kept bytes, copies of two bytes a parameter; the head's products are the head's.
+printf 'plan half extends cola_m { precision bf16 }\n' >"$work/half.cola"
+"$COLAC" check $llama --preset 60m --plan "$work/half.cola:half" --json --layers >"$work/half"
+same 'bf16: kept' "$(head -n 1 "$work/half" | key kept_activations)" $((8 * 2 * 2048 * (2 * 512 + 7 * 128)))
+same 'bf16: the head backward' "$(grep '"path":"head"' "$work/half" | key backward)" $((2 * 2 * 512 * 32000))
+"$COLAC" check $llama --preset 60m --plan "$work/half.cola:half" | grep -A 1 'half.cola:1 ' | grep -q tolerant || fail 'precision should be tolerant'
+
+# Under a bound: what it says of itself is what check says of it, and the kept values sum up.
+bound=$("$COLAC" check $llama --preset nano --plan cola_m --json | key peak)
+printf 'plan fit extends cola { memory %s }\nplan tight extends cola { memory 1 MiB }\n' "$bound" >"$work/fit.cola"
+"$COLAC" check $llama --preset nano --plan "$work/fit.cola:fit" --json >"$work/check" || fail 'no placement fits where that of cola_m does' "$work/check"
+"$COLAC" plan $llama --preset nano --plan "$work/fit.cola:fit" --explain --json >"$work/explain"
+grep '"kind":"budget"' "$work/explain" >"$work/one"
+same 'a bound: bound' "$(key bound <"$work/one")" "$bound"
+same 'a bound: peak' "$(key peak <"$work/one")" "$(key peak <"$work/check")"
+[ "$(key peak <"$work/one")" -le "$bound" ] || fail 'the bound is not held:' "$work/one"
+same 'a bound: added FLOPs' "$(key added_flops_per_token <"$work/one")" "$(grep '"kind":"recomputed"' "$work/explain" | key flops | awk '{ s += $1 } END { printf "%.9f", s }')"
+same 'a bound: the kept values in sum' "$(grep '"kind":"kept"' "$work/explain" | key bytes | awk '{ s += $1 } END { printf "%d", s }')" "$(key kept_activations <"$work/check")"
+"$COLAC" plan $llama --preset nano --plan "$work/fit.cola:fit" --explain | grep -q '^  memory bound' || fail 'the bound is not explained'
+"$COLAC" plan $llama --preset nano --no-predict --plan "full,$work/fit.cola:tight" >"$work/out" 2>&1
+[ $? -eq 1 ] && grep -q 'fit.cola:2:27: error' "$work/out" || fail 'a bound that nothing fits in:' "$work/out"
+
 # In the user's names, at the user's lines.
 line() { grep -n "$1" "$2" | head -n 1 | cut -d: -f1; }
 "$COLAC" plan $llama --preset 60m --plan cola_m --explain >"$work/explain"
