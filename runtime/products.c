@@ -162,8 +162,30 @@ static double cut_cost(const Product *p, double batches, int64_t rows, int64_t c
     return cost;
 }
 
+/* In bf16 the library's fastest implementation wants dense operands, so that A and C may be cut
+ * in rows alone; 64 to 256 of them are equally good.  It is slow where the sums are long: there,
+ * and for other operands, gemm takes its place. */
+enum { BF16_ROWS = 128, BF16_DEEP = 8192, BF16_DEEP_ROWS = 1024, BF16_DEEP_COLUMNS = 256 };
+
+static bool is_dense(int64_t rows, int64_t columns, int64_t row, int64_t column) {
+    return column == 1 && (row == columns || rows == 1);
+}
+
+static bool choose_bf16_tile(const Product *p, int64_t *rows, int64_t *columns) {
+    bool dense = is_dense(p->m, p->k, p->a_m, p->a_k) && is_dense(p->m, p->n, p->c_m, p->c_n) &&
+                 (is_dense(p->k, p->n, p->b_k, p->b_n) || is_dense(p->n, p->k, p->b_n, p->b_k));
+    bool deep = p->k > BF16_DEEP;
+    if (!p->bf16_operands || (!dense && !deep))
+        return false;
+    *rows = piece_size(p->m, deep ? BF16_DEEP_ROWS : BF16_ROWS, TILE_ROWS_MULTIPLE);
+    *columns = deep ? piece_size(p->n, BF16_DEEP_COLUMNS, TILE_COLUMNS_MULTIPLE) : p->n;
+    return true;
+}
+
 static void choose_tile(const Product *p, int64_t batches, int64_t *rows, int64_t *columns) {
     double least = 0;
+    if (choose_bf16_tile(p, rows, columns))
+        return;
     for (int i = 0; i < COUNT_OF(tile_sizes); i++) {
         for (int j = 0; j < COUNT_OF(tile_sizes); j++) {
             int64_t tm = piece_size(p->m, tile_sizes[i], TILE_ROWS_MULTIPLE);
