@@ -12,6 +12,19 @@
 #include <omp.h>
 #include <sys/mman.h>
 
+/* ---- medians -------------------------------------------------------------------------- */
+static int compare_seconds(const void *a, const void *b) {
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+/* The lower median: of two the lesser, because a first run finds nothing ready.  Not the least of
+ * all: a step has no choice of its best moment. */
+static double median_seconds(double *seconds, int count) {
+    qsort(seconds, (size_t)count, sizeof *seconds, compare_seconds);
+    return seconds[(count - 1) / 2];
+}
+
 /* ---- the machine -------------------------------------------------------------------- */
 /* In large pages where the system gives them, as a device's.  NULL: not enough memory. */
 static char *profile_memory(void) {
@@ -72,7 +85,7 @@ static void plain_work(void *const *buffers, const double *scalars) {
 /* Seconds of all threads for an element of the loop, in the nearest cache. */
 static double time_work(KernelFunction work) {
     enum { RUNS = 5, REPEATS = 400 };
-    double best = INFINITY;
+    double seconds[RUNS];
     for (int run = 0; run < RUNS; run++) {
         double start = now_seconds();
 #pragma omp parallel
@@ -82,18 +95,18 @@ static double time_work(KernelFunction work) {
             for (int i = 0; i < REPEATS; i++)
                 work(buffers, NULL);
         }
-        double seconds = now_seconds() - start;
-        best = seconds < best ? seconds : best;
+        seconds[run] = now_seconds() - start;
     }
-    return best / ((double)WORK_ELEMENTS * REPEATS * omp_get_max_threads());
+    return median_seconds(seconds, RUNS) /
+           ((double)WORK_ELEMENTS * REPEATS * omp_get_max_threads());
 }
 
 /* The same going through memory from one half of it to the other. */
 static double time_streamed_work(KernelFunction work, char *memory) {
-    enum { RUNS = 3 };
+    enum { RUNS = 4 };
     int64_t blocks = PROFILE_BYTES / 2 / (WORK_ELEMENTS * (int64_t)sizeof(float));
     float *in = (float *)(void *)memory, *out = in + blocks * WORK_ELEMENTS;
-    double best = INFINITY;
+    double seconds[RUNS];
     for (int run = 0; run < RUNS; run++) {
         double start = now_seconds();
 #pragma omp parallel for schedule(static)
@@ -101,10 +114,9 @@ static double time_streamed_work(KernelFunction work, char *memory) {
             void *buffers[] = {in + block * WORK_ELEMENTS, out + block * WORK_ELEMENTS};
             work(buffers, NULL);
         }
-        double seconds = now_seconds() - start;
-        best = seconds < best ? seconds : best;
+        seconds[run] = now_seconds() - start;
     }
-    return best / (double)(blocks * WORK_ELEMENTS);
+    return median_seconds(seconds, RUNS) / (double)(blocks * WORK_ELEMENTS);
 }
 
 /* Operations a second, and how much of the lesser of moving and computing is not hidden behind
@@ -133,11 +145,11 @@ static void measure_work(MachineProfile *profile) {
 
 /* The sum of two arrays into a third: bytes touched a second, going round `around` bytes. */
 static double measure_bandwidth(char *memory, int64_t around) {
-    enum { RUNS = 4, BLOCK = 4096, ARRAYS = 3 };
+    enum { RUNS = 5, BLOCK = 4096, ARRAYS = 3 };
     int64_t blocks = around / ARRAYS / BLOCK / (int64_t)sizeof(float);
     const float *a = (const float *)(const void *)memory, *b = a + blocks * BLOCK;
     float *to = (float *)(void *)memory + 2 * blocks * BLOCK;
-    double best = INFINITY;
+    double seconds[RUNS];
     for (int run = 0; run < RUNS; run++) {
         double start = now_seconds();
 #pragma omp parallel for schedule(static)
@@ -145,10 +157,9 @@ static double measure_bandwidth(char *memory, int64_t around) {
 #pragma omp simd
             for (int64_t i = block * BLOCK; i < (block + 1) * BLOCK; i++)
                 to[i] = a[i] + b[i];
-        double seconds = now_seconds() - start;
-        best = run > 0 && seconds < best ? seconds : best;
+        seconds[run] = now_seconds() - start;
     }
-    return (double)(ARRAYS * blocks * BLOCK) * sizeof(float) / best;
+    return (double)(ARRAYS * blocks * BLOCK) * sizeof(float) / median_seconds(seconds, RUNS);
 }
 
 MachineProfile *machine_profile_new(void) {
@@ -280,7 +291,10 @@ static int compare_samples(const void *a, const void *b) {
     return (x < y) - (x > y);
 }
 
-/* Operands of the next run: behind those of the last. */
+/* Operands of the next run: behind those of the last, in a round that no core's own cache holds.
+ * Most operands of a product in a step have been made shortly before it, in memory that has been
+ * used shortly before that. */
+enum { SAMPLE_ROUND = 1 << 26 };
 typedef struct Cursor {
     char *memory;
     int64_t at;
@@ -295,7 +309,8 @@ static char *take(Cursor *cursor, int64_t bytes) {
 static double time_sample(Cursor *cursor, const PreparedProduct *prepared, char *scratch) {
     int64_t bytes[3];
     product_operand_bytes(prepared, bytes);
-    if (cursor->at + bytes[0] + bytes[1] + bytes[2] + 3 * 4096 > PROFILE_BYTES)
+    if (cursor->at > SAMPLE_ROUND ||
+        cursor->at + bytes[0] + bytes[1] + bytes[2] + 3 * 4096 > PROFILE_BYTES)
         cursor->at = 0;
     float *operands[3];
     for (int i = 0; i < 3; i++)
@@ -320,17 +335,6 @@ static int list_samples(const MachineProfile *profile, const ProgramSet *set, Sa
     qsort(samples, (size_t)count, sizeof *samples, compare_samples);
     free(uses);
     return count;
-}
-
-static int compare_seconds(const void *a, const void *b) {
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-/* The lower median: of two the lesser, because the first run of a sample finds nothing ready. */
-static double median_seconds(double *seconds, int count) {
-    qsort(seconds, (size_t)count, sizeof *seconds, compare_seconds);
-    return seconds[(count - 1) / 2];
 }
 
 /* The library's scratch memory, grown to what the next sample wants and touched. */
