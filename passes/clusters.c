@@ -7,7 +7,9 @@
  *         between them are an interior.  F in dot(h, down; F) ends in a weight: h is none.
  *
  * From every dot, for every pair of axes that it brings together, the set is flooded in both
- * directions; the first exit that is not allowed ends the flood. */
+ * directions; the first exit that is not allowed ends the flood.  What a flood reached that ended so
+ * is remembered, and ends the next one that comes there: every value is visited about once a pair,
+ * however many dots lead to it. */
 #include "passes/passes.h"
 
 typedef struct Pair {
@@ -19,16 +21,23 @@ typedef struct Visit {
     Pair pair; /* as the node names it */
 } Visit;
 
+enum { FAILED = -1 };
+typedef struct Reached {
+    Visit visit;
+    int64_t flood; /* which; or FAILED */
+} Reached;
+
 typedef struct Clusters {
     const Function *function;
     const bool *forward;
     bool *sampled;       /* by node: does it depend on an input? */
     int64_t *user_start; /* by node: who reads it, forward nodes alone */
     NodeId *users;
-    int64_t *mark; /* by node: the last flood that reached it */
-    int64_t flood;
-    ARRAY(Visit) visits;
-    bool from_activations, reductions_alone;
+    Reached *reached; /* a hash table of what floods reached; flood 0: free */
+    int64_t reached_count, reached_capacity;
+    int64_t flood;       /* the number of this one, from 1 */
+    ARRAY(Visit) visits; /* of this one */
+    bool from_activations, reductions_alone, met_failed;
     bool *interior;
 } Clusters;
 
@@ -71,12 +80,44 @@ static void index_users(Clusters *c, Arena *arena) {
             c->users[c->user_start[at(c, (NodeId)id)->inputs[i] + 1]++] = (NodeId)id;
 }
 
+/* ---- what floods reached ----------------------------------------------------------- */
+
+static Reached *reached_slot(const Clusters *c, Visit visit) {
+    uint64_t key =
+        (uint64_t)(uint32_t)visit.node << 32 | (uint64_t)visit.pair.a << 16 | visit.pair.b;
+    int64_t mask = c->reached_capacity - 1;
+    int64_t at = (int64_t)(hash_bytes(&key, sizeof key, 0) & (uint64_t)mask);
+    while (c->reached[at].flood != 0 && (c->reached[at].visit.node != visit.node ||
+                                         c->reached[at].visit.pair.a != visit.pair.a ||
+                                         c->reached[at].visit.pair.b != visit.pair.b))
+        at = (at + 1) & mask;
+    return &c->reached[at];
+}
+
+static void resize_reached(Clusters *c, int64_t capacity) {
+    Reached *old = c->reached;
+    int64_t old_capacity = c->reached_capacity;
+    c->reached = checked_alloc((size_t)capacity * sizeof *c->reached);
+    c->reached_capacity = capacity;
+    for (int64_t i = 0; i < old_capacity; i++)
+        if (old[i].flood != 0)
+            *reached_slot(c, old[i].visit) = old[i];
+    free(old);
+}
+
+/* ---- floods ------------------------------------------------------------------------ */
+
+/* What an earlier flood marked whole is done with. */
 static void reach(Clusters *c, NodeId node, Pair pair) {
-    if (c->mark[node] == c->flood)
-        return;
-    c->mark[node] = c->flood;
     Visit visit = {node, pair};
+    Reached *slot = reached_slot(c, visit);
+    c->met_failed |= slot->flood == FAILED;
+    if (slot->flood != 0)
+        return;
+    *slot = (Reached){visit, c->flood};
     array_push(&c->visits, visit);
+    if (2 * ++c->reached_count > c->reached_capacity)
+        resize_reached(c, 2 * c->reached_capacity);
 }
 
 /* Do two operands that both depend on the samples bring the pair together in this dot? */
@@ -127,15 +168,18 @@ static bool spread(Clusters *c, Visit visit) {
 static void flood_from(Clusters *c, NodeId dot, Pair pair) {
     c->flood++;
     c->visits.count = 0;
-    c->from_activations = false;
+    c->from_activations = c->met_failed = false;
     c->reductions_alone = true;
     reach(c, dot, pair);
+    bool fine = !c->met_failed;
+    for (int64_t i = 0; i < c->visits.count && fine; i++)
+        fine = spread(c, c->visits.data[i]) && !c->met_failed;
+    fine &= c->from_activations || c->reductions_alone;
     for (int64_t i = 0; i < c->visits.count; i++)
-        if (!spread(c, c->visits.data[i]))
-            return;
-    for (int64_t i = 0; i < c->visits.count; i++)
-        if (c->from_activations || c->reductions_alone)
+        if (fine)
             c->interior[c->visits.data[i].node] = true;
+        else
+            reached_slot(c, c->visits.data[i])->flood = FAILED;
 }
 
 /* All pairs of an own axis of one operand and one of the other. */
@@ -143,7 +187,7 @@ static void flood_pairs(Clusters *c, NodeId id) {
     const Node *dot = at(c, id);
     Type left = at(c, dot->inputs[0])->type, right = at(c, dot->inputs[1])->type;
     for (int i = 0; i < left.rank; i++)
-        for (int k = 0; k < right.rank && !c->interior[id]; k++)
+        for (int k = 0; k < right.rank; k++)
             if (type_has(dot->type, left.axes[i]) && !type_has(right, left.axes[i]) &&
                 type_has(dot->type, right.axes[k]) && !type_has(left, right.axes[k]))
                 flood_from(c, id, (Pair){left.axes[i], right.axes[k]});
@@ -155,7 +199,6 @@ bool *cluster_interiors(const Function *function, Arena *arena) {
     Clusters c = {.function = function,
                   .forward = forward,
                   .sampled = arena_alloc(arena, nodes),
-                  .mark = arena_alloc_array(arena, nodes, sizeof(int64_t)),
                   .interior = arena_alloc(arena, nodes)};
     for (size_t id = 0; id < nodes; id++) {
         const Node *node = at(&c, (NodeId)id);
@@ -164,14 +207,16 @@ bool *cluster_interiors(const Function *function, Arena *arena) {
             c.sampled[id] |= c.sampled[node->inputs[i]];
     }
     index_users(&c, arena);
+    resize_reached(&c, 1024);
     for (size_t id = 0; id < nodes; id++)
-        if (forward[id] && at(&c, (NodeId)id)->op == OP_DOT && !c.interior[id])
+        if (forward[id] && c.sampled[id] && at(&c, (NodeId)id)->op == OP_DOT)
             flood_pairs(&c, (NodeId)id);
     for (size_t id = 0; id < nodes; id++) {
         NodeId primal = at(&c, (NodeId)id)->adjoint_of;
         c.interior[id] |= primal >= 0 && c.interior[primal];
     }
     array_free(&c.visits);
+    free(c.reached);
     free(forward);
     return c.interior;
 }

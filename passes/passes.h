@@ -117,8 +117,9 @@ bool pass_memory(PassContext *context);
  * Without for_training `micro` itself becomes `eval`, and there is no update. */
 
 /* ---- clusters.c ----------------------------------------------------------------------------
- * A cluster is a maximal connected set of values of `micro`'s forward part that carry a pair of
- * axes (a, b), where the pair is made by dots and leaves through dots and reductions only, and
+ * A cluster is a maximal connected set of values of `micro`'s forward part that depend on the
+ * samples and carry a pair of axes (a, b), where the pair is made by dots and leaves through dots
+ * and reductions only, and
  *   - no value of it goes into a dot with a weight that sums a or b: what a weight takes in is a
  *     layer's value, which users name and keep; and
  *   - it is made by a dot of two values that both depend on the samples (scores: T with S), or it

@@ -106,8 +106,11 @@ KeepChoice recompute_choice(const PassContext *context, const Function *micro, A
     KeepChoice choice = {micro->nodes.count, arena_alloc(arena, nodes)};
     Selection s = select_scopes(context, arena);
     ScopeId *owners = value_owners(micro, arena);
+    bool *forward = forward_part(micro);
     for (size_t id = 0; id < nodes; id++)
-        choice.kept[id] = !s.recomputed[owners[id]];
+        if (forward[id] && !s.recomputed[owners[id]])
+            keep_with_its_memory(micro, choice.kept, (NodeId)id);
+    free(forward);
     for (int64_t i = 0; i < micro->names.count; i++)
         if (s.recomputed[micro->names.data[i].scope] &&
             is_kept_by_name(&s, &micro->names.data[i]))

@@ -446,6 +446,106 @@ static void a_run_is_resident_within_its_printed_peak(void **state) {
         check_resident(long_ones[i]);
 }
 
+/* ---- the published formulas ----------------------------------------------------------- */
+
+/* A layer's FLOPs, of n tokens in sequences of n: cola.md's letters.  A multiply-add is two. */
+typedef struct Letters {
+    double n, d, r, f;
+} Letters;
+static double full_training(Letters x) {
+    return 24 * x.n * x.d * x.d + 12 * x.n * x.n * x.d + 18 * x.n * x.d * x.f;
+}
+static double cola_training(Letters x) {
+    return 48 * x.n * x.d * x.r + 12 * x.n * x.n * x.d + 18 * x.n * x.r * (x.d + x.f);
+}
+static double full_forward(Letters x) {
+    return 8 * x.n * x.d * x.d + 6 * x.n * x.d * x.f + 4 * x.n * x.n * x.d;
+}
+static double cola_m_as_published(Letters x) {
+    return 22 * x.n * x.d * x.r + 6 * x.n * x.r * x.f + 4 * x.n * x.n * x.d;
+}
+static double cola_m_needed(Letters x) { /* B of wo and of down feed sums alone */
+    return 18 * x.n * x.d * x.r + 6 * x.n * x.r * x.f + 4 * x.n * x.n * x.d;
+}
+static double cola_lean_needed(Letters x) { /* B of q, k, v, gate, up, and attention */
+    return 6 * x.n * x.d * x.r + 4 * x.n * x.r * x.f + 4 * x.n * x.n * x.d;
+}
+static double gcp_needed(Letters x) { /* all but down, which feeds a sum alone */
+    return full_forward(x) - 2 * x.n * x.d * x.f;
+}
+/* All seven A and the five B that are needed: wo's B too, since `mid` is not kept. */
+static double cola_gcp_needed(Letters x) {
+    return cola_m_needed(x) + 2 * x.n * x.d * x.r;
+}
+static double cola_forward(Letters x) {
+    return cola_training(x) / 3;
+}
+static double nothing(Letters x) {
+    (void)x;
+    return 0;
+}
+
+static const struct {
+    const char *preset;
+    double d, f, r, layers;
+} paper_sizes[] = {{"60m", 512, 1376, 128, 8},
+                   {"130m", 768, 2048, 256, 12},
+                   {"350m", 1024, 2736, 256, 24},
+                   {"1b", 2048, 5461, 512, 24},
+                   {"7b", 4096, 11008, 1024, 32}};
+static const struct {
+    const char *plan;
+    double (*training)(Letters), (*needed)(Letters), (*published)(Letters);
+} paper_plans[] = {{"full", full_training, nothing, nothing},
+                   {"gcp", full_training, gcp_needed, full_forward},
+                   {"cola", cola_training, nothing, nothing},
+                   {"cola_gcp", cola_training, cola_gcp_needed, cola_forward},
+                   {"cola_m", cola_training, cola_m_needed, cola_m_as_published},
+                   {"cola_lean", cola_training, cola_lean_needed, NULL}};
+
+/* A figure is a whole number of FLOPs: to the last digit. */
+static void assert_figure(double got, double wanted, const char *preset, const char *plan,
+                          const char *what) {
+    if (got != wanted)
+        fail_msg("%s, %s: %s is %.17g, and by hand %.17g", preset, plan, what, got, wanted);
+}
+
+static void check_paper_figures(int size, int plan) {
+    const char *preset = paper_sizes[size].preset, *name = paper_plans[plan].plan;
+    Request request = {.path = "models/llama.cola", .preset = preset, .plan = name};
+    Planned planned = compile_graph(&request, "precision");
+    const Compilation *c = planned.compilation;
+    double tokens = (double)(c->sequences * c->positions), layers = paper_sizes[size].layers;
+    Letters x = {(double)c->positions, paper_sizes[size].d, paper_sizes[size].r,
+                 paper_sizes[size].f};
+    double sequences = layers * (double)c->sequences;
+    PassContext context = {.module = planned.compilation->module,
+                           .compilation = planned.compilation,
+                           .diagnostics = planned.diagnostics,
+                           .for_training = true};
+    if (paper_plans[plan].published)
+        assert_figure(
+            published_recompute_flops(&context, module_find_function(context.module, "micro")),
+            sequences * paper_plans[plan].published(x), preset, name,
+            "the published recomputation");
+    assert_true(pass_recompute(&context));
+    planned.compilation->module = context.module;
+    FlopTable table = flop_table(context.module, (int64_t)tokens);
+    assert_figure((table.forward + table.backward) * tokens,
+                  sequences * paper_plans[plan].training(x), preset, name, "training");
+    assert_figure(table.recompute * tokens, sequences * paper_plans[plan].needed(x), preset,
+                  name, "recomputation");
+    assert_figure(table.head * tokens, 6 * tokens * x.d * 32000, preset, name, "the head");
+    planned_free(&planned);
+}
+
+static void flops_are_the_published_ones(void **state) {
+    (void)state;
+    for (int size = 0; size < COUNT_OF(paper_sizes); size++)
+        for (int plan = 0; plan < COUNT_OF(paper_plans); plan++)
+            check_paper_figures(size, plan);
+}
+
 static int begin(void **state) {
     (void)state;
     snprintf(folder, sizeof folder, "/tmp/colac_plans_XXXXXX");
@@ -463,6 +563,7 @@ int main(void) {
         cmocka_unit_test(allocations_are_seen),
         cmocka_unit_test(arenas_are_used_to_the_last_byte),
         cmocka_unit_test(a_run_is_resident_within_its_printed_peak),
+        cmocka_unit_test(flops_are_the_published_ones),
     };
     return cmocka_run_group_tests(tests, begin, end);
 }
