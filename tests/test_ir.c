@@ -210,6 +210,9 @@ static void types_of_every_rule(void **state) {
     assert_type(&f, build_dot(b, f.x, f.table, &f.B, 1), "f32[A,E]");
     assert_type(&f, build_dot(b, f.x, f.y, &f.B, 1), "f32[A]");
     assert_type(&f, build_dot(b, f.x, f.row, NULL, 0), "f32[A,B,D]");
+    NodeId half_x = build_cast(b, f.x, TYPE_BF16), half_y = build_cast(b, f.y, TYPE_BF16);
+    assert_type(&f, build_dot(b, half_x, half_y, &f.B, 1), "bf16[A]");
+    assert_type(&f, build_dot_as(b, TYPE_F32, half_x, half_y, &f.B, 1), "f32[A]");
     assert_type(&f, build_gather(b, f.table, f.tokens, f.E), "f32[A,B]");
     assert_type(&f, build_scatter_add(b, f.tokens, f.x, f.E, &f.A, 1), "f32[B,E]");
     assert_type(&f, build_scatter_add(b, f.tokens, f.x, f.E, NULL, 0), "f32[A,B,E]");
