@@ -40,12 +40,27 @@ for plan in one_weight by_layer in_cola all_cola; do
     cola="${cola:-} $work/plans.cola:$plan"
 done
 
+# Budgets between the peaks of what keeps all and what keeps least: a third and two thirds of the
+# way.
+sizes="-D V=256 -D D=48 -D F=112 -D H=4 -D L=2 -D S=40 -D B=3"
+peak() { "$COLAC" check models/llama.cola --plan "$1" $sizes --json | sed 's/.*"peak":\([0-9]*\).*/\1/'; }
+budgets() { # PLAN LEAST
+    most=$(peak "$1") least=$(peak "$2")
+    for third in 1 2; do
+        bytes=$((least + (most - least) * third / 3))
+        echo "plan ${1}_$third extends $1 { memory $bytes }" >>"$work/plans.cola"
+        echo " $work/plans.cola:${1}_$third"
+    done
+}
+full="$full $(budgets full gcp | tr -d '\n')"
+cola="$cola $(budgets cola cola_gcp | tr -d '\n')"
+
 failed=0
 train() { # NAME PLAN options…
     name=$1 plan=$2
     shift 2
     "$COLAC" train models/llama.cola --plan "$plan" --recipe demo \
-        -D V=256 -D D=48 -D F=112 -D H=4 -D L=2 -D S=40 -D B=3 -D batch=6 \
+        $sizes -D batch=6 \
         --data "$work/data" --out "$work/$name" --steps 20 --json "$@" >"$work/$name.log" 2>&1 ||
         { cat "$work/$name.log"; exit 1; }
     grep -o '"loss":[^,]*' "$work/$name.log" >"$work/$name.losses"
@@ -73,6 +88,10 @@ group() {
     for plan; do
         turn=$((turn + 1))
         case $plan in
+        *:full_[12] | *:cola_[12]) # without reuse or fusion it would take more memory
+            same run "$plan" --threads 1
+            same run "$plan" --threads 3 --poison
+            ;;
         */*) same run "$plan" $(variant $turn) ;;
         *)
             same run "$plan" --threads 1
