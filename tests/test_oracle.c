@@ -49,32 +49,48 @@ static json_t *expectation(const Case *c) {
     return expect;
 }
 
-/* Runs `colac COMMAND models/…` on the case, with its sizes; standard output into `output`. */
-static void run_case(const Case *c, const char *plan, const char *command, const char *more,
-                     Text *output) {
-    json_t *expect = expectation(c), *dims = json_object_get(expect, "dims");
-    Text line = {0};
-    text_printf(&line,
-                "%s %s models/%s.cola %s %s %s --weights tests/oracle/%s/init.safetensors "
-                "--data tests/oracle/%s/tokens.bin --order sequential --names hf --json %s",
-                colac(), command, c->model, *plan ? "--plan" : "", plan, c->options, c->name,
-                c->name, more);
-    static const char *const sizes[] = {"V", "D", "H", "L", "F", "S", "B"};
-    for (int i = 0; i < COUNT_OF(sizes); i++)
-        if (json_object_get(dims, sizes[i]))
-            text_printf(&line, " -D %s=%lld", sizes[i],
-                        (long long)json_integer_value(json_object_get(dims, sizes[i])));
-    FILE *pipe = popen(text_string(&line), "r");
+/* Standard output of a command line that must succeed. */
+static void run_line(const char *line, Text *output) {
+    FILE *pipe = popen(line, "r");
     assert_non_null(pipe);
     char buffer[4096];
     for (size_t got; (got = fread(buffer, 1, sizeof buffer, pipe)) > 0;)
         text_append(output, buffer, got);
     int code = pclose(pipe);
     if (code)
-        print_error("%s\n", text_string(&line));
+        print_error("%s\n", line);
     assert_int_equal(code, 0);
-    text_free(&line);
+}
+
+/* `colac COMMAND models/…` on the case, with its sizes. */
+static void begin_line(const Case *c, const char *plan, const char *command, Text *line) {
+    json_t *expect = expectation(c), *dims = json_object_get(expect, "dims");
+    text_printf(line, "%s %s models/%s.cola %s %s %s --json", colac(), command, c->model,
+                *plan ? "--plan" : "", plan, c->options);
+    static const char *const sizes[] = {"V", "D", "H", "L", "F", "S", "B"};
+    for (int i = 0; i < COUNT_OF(sizes); i++)
+        if (json_object_get(dims, sizes[i]))
+            text_printf(line, " -D %s=%lld", sizes[i],
+                        (long long)json_integer_value(json_object_get(dims, sizes[i])));
     json_decref(expect);
+}
+
+/* Runs `colac COMMAND models/…` on the case; standard output into `output`. */
+static void run_case(const Case *c, const char *plan, const char *command, const char *more,
+                     Text *output) {
+    Text line = {0};
+    begin_line(c, plan, command, &line);
+    text_printf(&line,
+                " --weights tests/oracle/%s/init.safetensors --data tests/oracle/%s/tokens.bin "
+                "--order sequential --names hf %s",
+                c->name, c->name, more);
+    run_line(text_string(&line), output);
+    text_free(&line);
+}
+
+/* Of a plan in a file, its name. */
+static const char *name_of(const char *plan) {
+    return strrchr(plan, ':') ? strrchr(plan, ':') + 1 : plan;
 }
 
 /* Norm of the difference over norm, for every tensor of `expected_path`. */
@@ -128,7 +144,7 @@ static void close_to(double got, double expected, double bound, const char *what
 static void check_grad(const Case *c, const char *plan, const char *device, double loss_bound,
                        double bound) {
     char more[256], got[128], expected[128];
-    snprintf(got, sizeof got, "%s/grad_%s_%s.safetensors", folder, c->name, plan);
+    snprintf(got, sizeof got, "%s/grad_%s_%s.safetensors", folder, c->name, name_of(plan));
     snprintf(expected, sizeof expected, "tests/oracle/%s/grads.safetensors", c->name);
     snprintf(more, sizeof more, "--device %s -o %s", device, got);
     Text output = {0};
@@ -185,6 +201,40 @@ static void check_train(const Case *c, const char *plan, const char *how, double
     text_free(&output);
 }
 
+static int64_t printed_peak(const Case *c, const char *plan) {
+    Text line = {0}, output = {0};
+    begin_line(c, plan, "check", &line);
+    run_line(text_string(&line), &output);
+    json_t *object = json_loads(text_string(&output), JSON_DISABLE_EOF_CHECK, NULL);
+    json_t *peak = json_object_get(json_object_get(object, "memory"), "peak");
+    int64_t bytes = json_integer_value(peak);
+    assert_true(bytes > 0);
+    json_decref(object);
+    text_free(&line);
+    text_free(&output);
+    return bytes;
+}
+
+/* A plan that is the case's first or second (the first may be none at all) within so many thirds
+ * of the way from the least peak of its plans to that one's. */
+static void write_budget(const Case *c, int thirds, char plan[128]) {
+    const char *base = *c->plans[0] ? c->plans[0] : c->plans[1];
+    int64_t most = printed_peak(c, base), least = most;
+    for (int i = 0; i < MAX_PLANS && c->plans[i]; i++) {
+        int64_t peak = printed_peak(c, c->plans[i]);
+        least = peak < least ? peak : least;
+    }
+    assert_true(least < most);
+    char path[96];
+    snprintf(path, sizeof path, "%s/%s_%d.cola", folder, c->name, thirds);
+    snprintf(plan, 128, "%s:budget_%d", path, thirds);
+    FILE *file = fopen(path, "w");
+    assert_non_null(file);
+    fprintf(file, "plan budget_%d extends %s { memory %lld }\n", thirds, base,
+            (long long)(least + (most - least) * thirds / 3));
+    assert_int_equal(fclose(file), 0);
+}
+
 typedef void (*Check)(const Case *c, const char *plan);
 static void under_every_plan(const Case *c, Check check) {
     for (int i = 0; i < MAX_PLANS && c->plans[i]; i++) {
@@ -193,17 +243,28 @@ static void under_every_plan(const Case *c, Check check) {
     }
 }
 
+static void under_budgets(const Case *c, Check check) {
+    for (int thirds = 0; thirds < 2; thirds++) {
+        char plan[128];
+        write_budget(c, thirds, plan);
+        print_message("%s, plan `%s`\n", c->name, plan);
+        check(c, plan);
+    }
+}
+
 static void grad_in_f32(const Case *c, const char *plan) {
     check_grad(c, plan, "cpu", 1e-6, 1e-5);
 }
 static void gradients_in_f32(void **state) {
     under_every_plan(*state, grad_in_f32);
+    under_budgets(*state, grad_in_f32);
 }
 static void train_in_f32(const Case *c, const char *plan) {
     check_train(c, plan, "--device cpu", 1e-5, 0);
 }
 static void ten_losses_in_f32(void **state) {
     under_every_plan(*state, train_in_f32);
+    under_budgets(*state, train_in_f32);
 }
 static void train_in_bf16(const Case *c, const char *plan) {
     check_train(c, plan, "--precision bf16", 2e-2, 0);
