@@ -132,6 +132,33 @@ static Planned compile_sized(const Sized *model, const char *plan) {
     return planned;
 }
 
+static char folder[64];
+
+static int64_t peak_of(const Sized *model, const char *plan) {
+    Planned planned = compile_sized(model, plan);
+    int64_t peak = memory_table(planned.module).peak;
+    planned_free(&planned);
+    return peak;
+}
+
+/* The same with a random budget between the peaks of two plans. */
+static Planned compile_in_budget(const Sized *model, const char *plan, const char *least,
+                                 uint64_t number) {
+    int64_t low = peak_of(model, least), high = peak_of(model, plan);
+    double share = random_uniform(1, 0, 0, 0, number);
+    int64_t bytes = low + (int64_t)((double)(high - low) * share);
+    char path[128], request[160];
+    snprintf(path, sizeof path, "%s/budget.cola", folder);
+    snprintf(request, sizeof request, "%s:budget", path);
+    FILE *file = fopen(path, "w");
+    assert_non_null(file);
+    fprintf(file, "plan budget extends %s { memory %lld }\n", plan, (long long)bytes);
+    assert_int_equal(fclose(file), 0);
+    Planned planned = compile_sized(model, request);
+    assert_in_range(memory_table(planned.module).peak, 1, bytes);
+    return planned;
+}
+
 /* ---- running ----------------------------------------------------------------------- */
 
 typedef struct Running {
@@ -323,6 +350,14 @@ static void allocations_are_seen(void **state) {
 }
 #endif
 
+static void check_memory(Planned *planned, const char *what, const char *plan) {
+    Running running = start(planned, true, 2);
+    check_touched(planned, &running, what, plan);
+    stop(&running);
+    check_no_allocation(planned, what, plan);
+    planned_free(planned);
+}
+
 /* Also that nothing is allocated after the first update. */
 static void arenas_are_used_to_the_last_byte(void **state) {
     (void)state;
@@ -331,20 +366,26 @@ static void arenas_are_used_to_the_last_byte(void **state) {
         Names plans = plan_names(models[m].path);
         for (int64_t i = 0; i < plans.count; i++, ran++) {
             Planned planned = compile_sized(&models[m], plans.data[i]);
-            Running running = start(&planned, true, 2);
-            check_touched(&planned, &running, models[m].path, plans.data[i]);
-            stop(&running);
-            check_no_allocation(&planned, models[m].path, plans.data[i]);
-            planned_free(&planned);
+            check_memory(&planned, models[m].path, plans.data[i]);
         }
         names_free(&plans);
     }
     assert_true(ran >= 24);
 }
 
-/* ---- resident memory ---------------------------------------------------------------- */
+/* Five budgets, and many of every model in a long run. */
+static void so_they_are_within_budgets(void **state) {
+    (void)state;
+    bool all = getenv("COLAC_FUZZ");
+    for (int m = 0; m < (all ? COUNT_OF(models) : 1); m++)
+        for (uint64_t i = 0; i < (all ? 100 : 5); i++) {
+            const char *plan = i % 2 ? "full" : "cola", *least = i % 2 ? "gcp" : "cola_gcp";
+            Planned planned = compile_in_budget(&models[m], plan, least, i);
+            check_memory(&planned, models[m].path, plan);
+        }
+}
 
-static char folder[64];
+/* ---- resident memory ---------------------------------------------------------------- */
 
 static const char *colac(void) {
     const char *path = getenv("COLAC");
@@ -562,6 +603,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(allocations_are_seen),
         cmocka_unit_test(arenas_are_used_to_the_last_byte),
+        cmocka_unit_test(so_they_are_within_budgets),
         cmocka_unit_test(a_run_is_resident_within_its_printed_peak),
         cmocka_unit_test(flops_are_the_published_ones),
     };
