@@ -392,6 +392,27 @@ static void judge_mutant(bool accepted, Diagnostics *diagnostics, Progress *prog
     free(output);
 }
 
+/* The name behind one of the text's words `plan`, or NULL.  In a buffer of its own. */
+static const char *some_plan(const char *text, size_t length, uint64_t number) {
+    static char name[MAX_WORD];
+    const char *found[64];
+    int count = 0;
+    for (size_t i = 0; i + 5 < length && count < COUNT_OF(found); i++)
+        if (memcmp(text + i, "plan ", 5) == 0 &&
+            (i == 0 || isspace((unsigned char)text[i - 1])))
+            found[count++] = text + i + 5;
+    if (!count)
+        return NULL;
+    const char *begin = found[number % (uint64_t)count];
+    size_t size = 0;
+    while (size < MAX_WORD - 1 && begin + size < text + length &&
+           (isalnum((unsigned char)begin[size]) || begin[size] == '_'))
+        size++;
+    memcpy(name, begin, size);
+    name[size] = 0;
+    return size ? name : NULL;
+}
+
 static void compile_mutant(const char *path, const Seed *seed, Progress *progress) {
     Define layers = {"L", "2"};
     bool is_model = seed < models.seeds + models.favourites;
@@ -399,7 +420,12 @@ static void compile_mutant(const char *path, const Seed *seed, Progress *progres
     if (!is_model)
         request = (Request){.path = path};
     request.preset = progress->number % 2 ? request.preset : NULL;
-    request.plan = progress->number % 3 ? request.plan : NULL;
+    size_t size = 0;
+    char *text = read_file(path, 1 << 24, &size);
+    request.plan =
+        progress->number % 3 && text ? some_plan(text, size, progress->number / 3) : NULL;
+    request.precision = progress->number % 4 ? NULL : "bf16";
+    free(text);
     request.recipe = progress->number % 5 ? request.recipe : NULL;
     Diagnostics *diagnostics = diagnostics_new();
     Compilation *compilation = compile_model(&request, diagnostics);
@@ -422,8 +448,11 @@ static bool transform_module(Module **module, Compilation *compilation, Stage st
     int pass = 0;
     while (pass < pass_count && (pass ? pass_list[pass - 1].gives : STAGE_GRAPH) != stage)
         pass++;
-    if (stage == STAGE_GRAPH) /* any of them may be the next */
-        pass = (int)(number / 7 % 7);
+    int graph_passes = 0;
+    while (pass_list[graph_passes].gives == STAGE_GRAPH)
+        graph_passes++;
+    if (stage == STAGE_GRAPH) /* any of them, and the one behind, may be the next */
+        pass = (int)(number / 7 % (uint64_t)(graph_passes + 1));
     for (; done && pass < pass_count; pass++)
         if (compilation || !pass_list[pass].needs_compilation)
             done = run_named_passes(&context, pass_list[pass].name, &stage);
