@@ -151,17 +151,24 @@ static void interpreter_engine_read(Engine *engine, StateId state, double *value
             interp_state(interpreter_of(engine)->interp, state), values, false);
 }
 
-static void interpreter_engine_write(Engine *engine, StateId state, const double *values) {
-    reorder(engine->module, &engine->module->states.data[state], values,
-            interp_state(interpreter_of(engine)->interp, state), true);
+/* A weight's copy gets the values too: an update would write them there, not rounded either. */
+static void interpreter_engine_write(Engine *engine, StateId id, const double *values) {
+    const Module *module = engine->module;
+    const State *state = &module->states.data[id];
+    Interp *interp = interpreter_of(engine)->interp;
+    reorder(module, state, values, interp_state(interp, id), true);
+    StateId copy =
+        state->role == ROLE_WEIGHT ? module_find_state(module, state->path, ROLE_COPY, 0) : -1;
+    if (copy >= 0)
+        reorder(module, &module->states.data[copy], values, interp_state(interp, copy), true);
 }
 
-/* Zeroes what is neither weight nor table: those get their own values. */
+/* Zeroes what is no weight, copy or table: those get their own values. */
 static void interpreter_engine_initialize(Engine *engine, uint64_t seed) {
     const Module *module = engine->module;
     for (StateId id = 0; id < module->states.count; id++) {
         const State *state = &module->states.data[id];
-        if (state->flat)
+        if (state->flat || state->role == ROLE_COPY)
             continue;
         int64_t count = state_elements(module, id);
         double *values = checked_alloc((size_t)count * sizeof *values);

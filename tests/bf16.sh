@@ -48,6 +48,26 @@ paste -d' ' "$work/reference.losses" "$work/single.losses" | tr -d '"a-z:' |
     awk '{ d = $1 - $2; if (d < 0) d = -d; if (d > 0.02 * $2) exit 1 }' ||
     fail "losses in bf16 are farther than 2% from those in f32"
 
+# In the interpreter nothing is rounded: a plan in bf16 computes what one in f32 does, from the
+# first loss on, whose weights no update has written, and from a file's weights.
+interpreted() { # NAME options…
+    name=$1
+    shift
+    "$COLAC" train models/llama.cola --plan cola --recipe demo -D V=256 -D D=16 -D F=24 -D H=2 \
+        -D L=1 -D S=12 -D B=2 -D batch=2 --data "$work/data" --out "$work/$name" --steps 2 --json \
+        --device interpreter "$@" >"$work/$name.log" 2>&1 || { cat "$work/$name.log"; exit 1; }
+    grep -o '"loss":[^,]*' "$work/$name.log" | cut -c1-17 >"$work/$name.losses"
+    [ "$(wc -l <"$work/$name.losses")" -eq 2 ] || fail "$name: not 2 losses"
+}
+interpreted exact
+interpreted exact_bf16 --precision bf16
+cmp -s "$work/exact.losses" "$work/exact_bf16.losses" || fail "the interpreter differs in bf16"
+interpreted further --weights "$work/exact/weights.safetensors"
+interpreted further_bf16 --weights "$work/exact/weights.safetensors" --precision bf16
+cmp -s "$work/further.losses" "$work/further_bf16.losses" ||
+    fail "the interpreter differs in bf16 from given weights"
+cmp -s "$work/exact.losses" "$work/further.losses" && fail "--weights was not read"
+
 kept() {
     "$COLAC" check models/llama.cola --preset 20m --plan cola_m --json "$@" |
         sed 's/.*"kept_activations": *\([0-9]*\).*/\1/'
