@@ -90,10 +90,13 @@ static bool names_pass(const char *passes, const char *name) {
 static Compilation *compile_for_module(const Options *options, const Request *request,
                                        Module *module, Diagnostics *diagnostics) {
     Compilation *compilation = compile_model(request, diagnostics);
+    bool factorizes = names_pass(options->passes, "factorize");
     if (!compilation)
         module_free(module);
     else
-        compilation_adopt(compilation, module, names_pass(options->passes, "factorize"));
+        compilation_adopt(compilation, module, factorizes,
+                          factorizes || names_pass(options->passes, "precision") ||
+                              names_pass(options->passes, "recompute"));
     return compilation;
 }
 

@@ -55,7 +55,7 @@ static void group_followers(Module *module) {
     }
 }
 
-bool compilation_adopt(Compilation *c, Module *module, bool with_plan) {
+bool compilation_adopt(Compilation *c, Module *module, bool factorizes, bool others) {
     Expander *x = c->expander;
     int errors = error_count(x);
     module_free(c->module);
@@ -69,8 +69,10 @@ bool compilation_adopt(Compilation *c, Module *module, bool with_plan) {
     forget_directives(c);
     find_state_scopes(x);
     collect_paths(x);
-    if (with_plan) {
-        check_plan(x);
+    if (factorizes)
+        check_factorizes(x);
+    if (others) {
+        check_other_directives(x);
         settle_precision(c, x->request);
     }
     check_recipe(x);

@@ -370,7 +370,8 @@ static void compile(Expander *x) {
     if (error_count(x) > errors)
         return;
     check_weight_sum(x);
-    check_plan(x);
+    check_factorizes(x);
+    check_other_directives(x);
     settle_precision(c, x->request);
     check_recipe(x);
 }

@@ -332,8 +332,10 @@ bool check_selector(Expander *x, const Selector *selector, DimTable *table,
 /* ---- plan.c -------------------------------------------------------------------------- */
 typedef ARRAY(const char *) Paths;
 void declare_plan(Expander *x); /* its chain, dims, presets and `set` */
-void check_plan(Expander *x);   /* after expansion: selectors, factorized weights */
-void settle_precision(Compilation *c, const Request *request); /* after check_plan */
+/* After expansion, in this order: which weights are replaced; scopes, kept values, the rest. */
+void check_factorizes(Expander *x);
+void check_other_directives(Expander *x);
+void settle_precision(Compilation *c, const Request *request); /* after these */
 void weight_paths(const Expander *x, Paths *paths);
 /* Paths of the parameters that factorize will make (or, values: of the values it names). */
 void factorized_paths(Expander *x, bool values, Paths *paths);

@@ -354,9 +354,9 @@ bool expand_optimizer(Compilation *compilation, Function *function, int recipe_g
 bool optimizer_is_elementwise(const Compilation *compilation, int recipe_group);
 
 /* For passes on IR text: from now on the compilation speaks of `module`, which it takes over, in the
- * place of its own.  Its recipe, and its plan when that is yet to be carried out, are held against
- * it anew.  False after reporting. */
-bool compilation_adopt(Compilation *compilation, Module *module, bool with_plan);
+ * place of its own.  Its recipe is held against it anew, and of its plan what is yet to be carried
+ * out: `factorize`, and the other directives.  False after reporting. */
+bool compilation_adopt(Compilation *compilation, Module *module, bool factorizes, bool others);
 
 /* The plan in force and those that it extends, bases first: whose directives apply, in this order.
  * Their number. */

@@ -526,7 +526,7 @@ static void check_memory(Expander *x, const Directive *d) {
     x->compilation->memory_bytes = bytes;
 }
 
-void check_plan(Expander *x) {
+void check_factorizes(Expander *x) {
     if (x->plan_chain.count == 0)
         return;
     Uses uses = find_uses(x);
@@ -535,6 +535,9 @@ void check_plan(Expander *x) {
             if (d->kind == DIRECTIVE_FACTORIZE)
                 check_factorize(x, d, &uses);
     uses_free(&uses);
+}
+
+void check_other_directives(Expander *x) {
     for (int64_t i = 0; i < x->plan_chain.count; i++)
         for (const Directive *d = x->plan_chain.data[i]->directives; d; d = d->next) {
             if (d->kind == DIRECTIVE_RECOMPUTE)

@@ -16,10 +16,10 @@ each_pass() {
     plan=$1 recipe=$2 model=models/$3.cola
     common="--preset nano --recipe $recipe"
     "$COLAC" ir $model $common --plan $plan --stage expand >"$work/before" || fail "$model: expand"
-    for pass in factorize simplify autodiff tables update clean layout fuse schedule memory; do
+    for pass in factorize simplify autodiff tables update clean precision recompute layout fuse schedule memory; do
         "$COLAC" ir $model $common --plan $plan --stage $pass >"$work/wanted" 2>/dev/null
         case $pass in
-        factorize | update) asks="--model $model $common --plan $plan" ;;
+        factorize | update | precision | recompute) asks="--model $model $common --plan $plan" ;;
         *) asks= ;;
         esac
         "$COLAC" opt "$work/before" --passes $pass $asks >"$work/got" 2>"$work/said" ||
@@ -40,7 +40,8 @@ recipe two {
 }
 TEXT
 each_pass cola "$work/recipes.cola:two" llama
-each_pass full demo llama
+each_pass gcp demo llama
+each_pass cola_m demo llama
 each_pass cola demo gpt2
 each_pass cola demo bert
 each_pass cola demo mlp
@@ -50,7 +51,7 @@ llama="models/llama.cola --preset nano"
 "$COLAC" ir $llama --stage expand >"$work/before"
 "$COLAC" ir $llama --plan cola --stage memory | sed 's/ ordinal [0-9]*//' >"$work/wanted"
 "$COLAC" opt "$work/before" --model $llama --plan cola \
-    --passes factorize,simplify,autodiff,tables,update,clean,layout,fuse,schedule,memory |
+    --passes factorize,simplify,autodiff,tables,update,clean,precision,recompute,layout,fuse,schedule,memory |
     sed 's/ ordinal [0-9]*//' >"$work/got"
 cmp -s "$work/wanted" "$work/got" || fail "all passes at once give another text"
 

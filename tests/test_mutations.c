@@ -475,7 +475,7 @@ static void transform_mutant(const char *path, const Seed *seed, Progress *progr
         Request request = small_request(seed->path, &layers);
         compilation = compile_model(&request, diagnostics);
         bool with_plan = progress->number / 7 % 7 == 0;
-        accepted = compilation_adopt(compilation, module, with_plan);
+        accepted = compilation_adopt(compilation, module, with_plan, with_plan);
     }
     accepted = accepted &&
                transform_module(&module, compilation, stage, diagnostics, progress->number);
