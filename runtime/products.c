@@ -700,6 +700,17 @@ static void shorten_lines(PreparedProduct *prepared) {
     shorten(&p->c_m, p->n);
 }
 
+/* Sums of `depth` terms.  Dense operands in bf16 stay dense: what runs them depends on it. */
+static void cut_depth(Product *p, int64_t depth) {
+    bool dense_a = is_dense(p->m, p->k, p->a_m, p->a_k);
+    bool dense_b = is_dense(p->n, p->k, p->b_n, p->b_k);
+    if (p->bf16_operands && dense_a)
+        p->a_m = depth;
+    if (p->bf16_operands && dense_b)
+        p->b_n = depth;
+    p->k = depth;
+}
+
 PreparedProduct *product_prepare_sample(const Product *product, double *share) {
     PreparedProduct *prepared = product_cut(product);
     Product *p = &prepared->shape;
@@ -715,7 +726,7 @@ PreparedProduct *product_prepare_sample(const Product *product, double *share) {
         *share = 1;
     }
     *share *= depth / (double)p->k;
-    p->k = (int64_t)depth;
+    cut_depth(p, (int64_t)depth);
     if (!fits_sample(prepared))
         shorten_lines(prepared);
     if (!fits_sample(prepared)) {

@@ -295,6 +295,8 @@ static Product random_product(void) {
         p.batch[0] = (ProductLoop){1 + random_below(6), m * k, k * n, m * n};
     }
     p.add = random_below(2);
+    p.bf16_operands = random_below(2);
+    p.bf16_result = p.bf16_operands && random_below(2);
     return p;
 }
 
@@ -316,6 +318,35 @@ static void test_samples_reach_what_they_say(void **state) {
     }
     omp_set_num_threads(threads);
     assert_true(partial > 5 && whole > 5);
+}
+
+/* Shorter sums must not bring another implementation: dense operands in bf16 have one of their
+ * own. */
+static void test_samples_run_as_the_product(void **state) {
+    (void)state;
+    int shortened = 0, threads = omp_get_max_threads();
+    omp_set_num_threads(2);
+    for (int i = 0; i < 16; i++) {
+        int64_t k = i & 1 ? 4096 : 320;
+        Product product = plain_product(512, i & 2 ? 1376 : 128, k);
+        if (i & 4) {
+            product.b_k = 1;
+            product.b_n = k;
+        }
+        product.bf16_operands = true;
+        product.bf16_result = !(i & 8);
+        double share = 0;
+        PreparedProduct *sample = product_prepare_sample(&product, &share);
+        PreparedProduct *prepared = product_prepare(&product);
+        assert_non_null(sample);
+        assert_string_equal(product_implementation(sample), product_implementation(prepared));
+        run_guarded(sample);
+        shortened += share < 0.2;
+        product_free(sample);
+        product_free(prepared);
+    }
+    omp_set_num_threads(threads);
+    assert_true(shortened > 0);
 }
 
 /* A sample that is the whole product computes it; a smaller one, its first tiles. */
@@ -400,6 +431,7 @@ int main(void) {
         cmocka_unit_test(test_bandwidth_is_that_of_the_programs_round),
         cmocka_unit_test(test_products_by_similarity),
         cmocka_unit_test(test_samples_reach_what_they_say),
+        cmocka_unit_test(test_samples_run_as_the_product),
         cmocka_unit_test(test_samples_compute_the_product),
         cmocka_unit_test(test_samples_of_absurd_products),
         cmocka_unit_test(test_measured_profile),
