@@ -105,13 +105,13 @@ static const char *split_request(Expander *x, const char *request, const char **
     return colon ? arena_strndup(x->arena, request, (size_t)(colon - request)) : NULL;
 }
 
-static void complain_no_item(Expander *x, ItemKind kind, const char *name, const char *where) {
-    Diagnostic *d =
-        error_in_file(x->diagnostics, where, "no %s is named `%s`", kind_name(kind), name);
+/* What a name may have meant, and what items there are (but for the one that asks). */
+static void suggest_items(Expander *x, Diagnostic *d, ItemKind kind, const char *name,
+                          const Item *asking) {
     ARRAY(const char *) names = {0};
     Text all = {0};
     for (const Item *item = x->texts->items; item; item = item->next)
-        if (item->kind == kind) {
+        if (item->kind == kind && item != asking) {
             text_printf(&all, "%s`%s`", all.length ? ", " : "", item->name.text);
             array_push(&names, item->name.text);
         }
@@ -121,7 +121,8 @@ static void complain_no_item(Expander *x, ItemKind kind, const char *name, const
     if (all.length)
         help(d, "there is %s", text_string(&all));
     else
-        help(d, "there is none in this text and those it uses");
+        help(d, asking ? "there is no other in this text and those it uses"
+                       : "there is none in this text and those it uses");
     text_free(&all);
     array_free(&names);
 }
@@ -140,7 +141,10 @@ const Item *requested_item(Expander *x, ItemKind kind, const char *request) {
     if (!item && !source)
         item = find_kind(x, kind, name, NULL);
     if (!item)
-        complain_no_item(x, kind, name, file ? file : x->request->path);
+        suggest_items(x,
+                      error_in_file(x->diagnostics, file ? file : x->request->path,
+                                    "no %s is named `%s`", kind_name(kind), name),
+                      kind, name, NULL);
     return item;
 }
 
@@ -170,14 +174,7 @@ static void extend(Expander *x, const Item *item, Chain *chain, Chain *path) {
         } else {
             Diagnostic *d = complain(x, NULL, name.span, "no %s is named `%s`",
                                      kind_name(item->kind), name.text);
-            ARRAY(const char *) names = {0};
-            for (const Item *other = x->texts->items; other; other = other->next)
-                if (other->kind == item->kind)
-                    array_push(&names, other->name.text);
-            const char *nearest = nearest_name(name.text, names.data, (int)names.count);
-            if (nearest)
-                help(d, "did you mean `%s`?", nearest);
-            array_free(&names);
+            suggest_items(x, d, item->kind, name.text, item);
         }
     }
     path->count--;

@@ -120,13 +120,14 @@ int32_t dim_axis(Expander *x, Dim *dim, Span use) {
         return dim->axis;
     Number number = dim_number(x, dim);
     int64_t size;
-    if (number.kind == NUMBER_POISON)
+    if (number.kind == NUMBER_POISON || dim->refused)
         return -1;
     if (number.kind == NUMBER_BOOL || !number_whole(number, &size) || size < 1) {
         Diagnostic *d = complain(x, NULL, use, "`%s` is %s, which is no size of an axis",
                                  dim->name, number_text(x, number));
         explain_dim(x, d, dim);
         help(d, "a size is a whole number from 1 on");
+        dim->refused = true;
         return -1;
     }
     if (size > MAX_ELEMENTS || x->module->axes.count >= MAX_MODULE_AXES - AXIS_RESERVE) {

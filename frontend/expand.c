@@ -332,8 +332,8 @@ static void execute_param(Expander *x, Frame *f, const Statement *s) {
         help(d, "make `%s` a block", f->item->name.text);
         return;
     }
-    bool fine = parameter_axes(x, f, s->type, &state);
-    fine = parse_init(x, f, s, &state.init) && fine;
+    /* what a wrong size makes of the initializer is no second mistake */
+    bool fine = parameter_axes(x, f, s->type, &state) && parse_init(x, f, s, &state.init);
     for (int i = 0; i < s->name_count; i++) {
         if (fine)
             declare_parameter(x, f, s->names[i], state);

@@ -68,6 +68,7 @@ typedef struct Dim {
     enum { UNSETTLED, SETTLING, SETTLED } state;
     Number number;
     int32_t axis; /* -1 until it is used as one */
+    bool refused; /* it was said that it is no size */
 } Dim;
 
 typedef struct DimTable {
@@ -185,7 +186,7 @@ bool axes_of_name(Expander *x, Frame *f, Name name, AxisList *axes);
 bool axes_of_names(Expander *x, Frame *f, const Name *names, int count, AxisList *axes);
 /* Axis arguments: names, parenthesized lists, axes(tensor). */
 bool axes_of_args(Expander *x, Frame *f, const Expr *args, int count, AxisList *axes);
-bool axis_list_add(Expander *x, AxisList *axes, AxisId axis, Span span);
+bool axis_list_add(Expander *x, Frame *f, AxisList *axes, AxisId axis, Span span);
 bool axis_list_has(const AxisList *axes, AxisId axis);
 const char *nearest_visible(Frame *f, const char *name);
 AxisId new_axis(Expander *x, Dim *dim, int64_t size); /* and remembers who set it */

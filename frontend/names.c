@@ -140,17 +140,17 @@ bool axis_list_has(const AxisList *axes, AxisId axis) {
     return false;
 }
 
-bool axis_list_add(Expander *x, AxisList *axes, AxisId axis, Span span) {
+bool axis_list_add(Expander *x, Frame *f, AxisList *axes, AxisId axis, Span span) {
     if (axis_list_has(axes, axis)) {
         Diagnostic *d =
-            complain(x, NULL, span, "axis `%s` is here twice, and a tensor has an axis once",
+            complain(x, f, span, "axis `%s` is here twice, and a tensor has an axis once",
                      axis_name(x, axis));
         help(d, "give the axis a second name of the same size: `dim %s2 = %s`",
              axis_name(x, axis), axis_name(x, axis));
         return false;
     }
     if (axes->count == MAX_AXES) {
-        complain(x, NULL, span, "more than %d axes", MAX_AXES);
+        complain(x, f, span, "more than %d axes", MAX_AXES);
         return false;
     }
     axes->axes[axes->count++] = axis;
@@ -172,7 +172,7 @@ bool axes_of_name(Expander *x, Frame *f, Name name, AxisList *axes) {
     Binding *binding = frame_find(f, name.text);
     if (binding && binding->kind == BIND_AXES) {
         for (int i = 0; i < binding->axes.count; i++)
-            if (!axis_list_add(x, axes, binding->axes.axes[i], name.span))
+            if (!axis_list_add(x, f, axes, binding->axes.axes[i], name.span))
                 return false;
         return true;
     }
@@ -193,7 +193,7 @@ bool axes_of_name(Expander *x, Frame *f, Name name, AxisList *axes) {
         return false;
     }
     int32_t axis = dim_axis(x, dim, name.span);
-    return axis >= 0 && axis_list_add(x, axes, (AxisId)axis, name.span);
+    return axis >= 0 && axis_list_add(x, f, axes, (AxisId)axis, name.span);
 }
 
 bool axes_of_names(Expander *x, Frame *f, const Name *names, int count, AxisList *axes) {
@@ -214,7 +214,7 @@ static bool axes_of_tensor(Expander *x, Frame *f, const Expr *e, AxisList *axes)
         return value.kind == VALUE_NUMBER; /* a number has no axes */
     Type type = value_type(x, value);
     for (int i = 0; i < type.rank; i++)
-        if (!axis_list_add(x, axes, type.axes[i], e->span))
+        if (!axis_list_add(x, f, axes, type.axes[i], e->span))
             return false;
     return true;
 }

@@ -166,8 +166,31 @@ static bool keeps_outputs(const Expander *x, const Node *dot, StateId id) {
     return true;
 }
 
+/* Why no block can take the place of a weight, or NULL; its uses. */
+static const char *not_factorizable(const Expander *x, const Uses *uses, StateId id,
+                                    const Node **use, const Node **other) {
+    const State *weight = &x->module->states.data[id];
+    *use = uses->count[id] ? node_at(x->function, uses->reader[id]) : NULL;
+    *other = NULL;
+    if (weight->in_count == 0 || weight->out_count == 0)
+        return "it has no inputs and outputs, as in [D -> F]";
+    if (uses->count[id] == 0)
+        return "nothing uses it";
+    if (uses->count[id] > 1) {
+        *other = node_at(x->function, uses->second[id]);
+        return "it is used more than once";
+    }
+    if ((*use)->op != OP_DOT)
+        return "its one use is no dot";
+    if (!sums_inputs(*use, weight))
+        return "its dot does not sum over exactly its inputs";
+    if (!keeps_outputs(x, *use, id))
+        return "what it is multiplied with has its outputs already";
+    return NULL;
+}
+
 static void complain_weight(Expander *x, Span span, const State *weight, const char *why,
-                            const Node *use, const Node *other) {
+                            const Node *use, const Node *other, int alike) {
     Diagnostic *d =
         complain(x, NULL, span, "`factorize` cannot replace `%s`: %s", weight->path, why);
     note_at(d, weight->span, "`%s` is declared here", weight->path);
@@ -175,29 +198,37 @@ static void complain_weight(Expander *x, Span span, const State *weight, const c
         note_at(d, other->span, "it is used here");
     if (use)
         note_at(d, use->span, other ? "and here" : "it is used here");
+    if (alike > 1)
+        help(d, "so it is with %d of the weights that this selects", alike);
+    help(d, "select weights [I -> O] of which each has one use, a dot over I");
 }
 
-static bool check_factorizable(Expander *x, const Uses *uses, StateId id, Span span) {
-    const State *weight = &x->module->states.data[id];
-    const Node *use = uses->count[id] ? node_at(x->function, uses->reader[id]) : NULL;
-    const char *why = NULL;
-    const Node *other = NULL;
-    if (weight->in_count == 0 || weight->out_count == 0)
-        why = "it has no inputs and outputs, as in [D -> F]";
-    else if (uses->count[id] == 0)
-        why = "nothing uses it";
-    else if (uses->count[id] > 1) {
-        why = "it is used more than once";
-        other = node_at(x->function, uses->second[id]);
-    } else if (use->op != OP_DOT)
-        why = "its one use is no dot";
-    else if (!sums_inputs(use, weight))
-        why = "its dot does not sum over exactly its inputs";
-    else if (!keeps_outputs(x, use, id))
-        why = "what it is multiplied with has its outputs already";
-    if (why)
-        complain_weight(x, span, weight, why, use, other);
-    return !why;
+/* The weights that a line selects and no block can replace: each selector and reason is one mistake. */
+typedef struct Refused {
+    const Selector *selector;
+    const char *why;
+    StateId first;
+    int count;
+} Refused;
+typedef ARRAY(Refused) RefusedList;
+
+static void refuse(RefusedList *list, const Selector *selector, const char *why, StateId id) {
+    for (int64_t i = 0; i < list->count; i++)
+        if (list->data[i].selector == selector && list->data[i].why == why) {
+            list->data[i].count++;
+            return;
+        }
+    array_push(list, ((Refused){selector, why, id, 1}));
+}
+
+static void complain_refused(Expander *x, const Uses *uses, const RefusedList *list) {
+    for (int64_t i = 0; i < list->count; i++) {
+        const Refused *refused = &list->data[i];
+        const Node *use, *other;
+        const char *why = not_factorizable(x, uses, refused->first, &use, &other);
+        complain_weight(x, refused->selector->span, &x->module->states.data[refused->first],
+                        why, use, other, refused->count);
+    }
 }
 
 /* ---- directives ------------------------------------------------------------------ */
@@ -261,6 +292,7 @@ static void check_factorize(Expander *x, const Directive *d, const Uses *uses) {
     ProductFormals formals;
     bool fine = block && product_formals(x, block, d->call->span, &formals);
     ARRAY(StateId) weights = {0};
+    RefusedList refused = {0};
     weight_paths(x, &paths);
     for (const Selector *s = d->selectors; s; s = s->next)
         fine &= check_selector(x, s, &x->plan_dims, paths.data, paths.count, "parameter");
@@ -269,9 +301,15 @@ static void check_factorize(Expander *x, const Directive *d, const Uses *uses) {
         const Selector *s = state->role == ROLE_WEIGHT ? d->selectors : NULL;
         while (s && !selector_matches_path(x, s, &x->plan_dims, state->path))
             s = s->next;
-        if (s && check_factorizable(x, uses, id, s->span))
+        const Node *use, *other;
+        const char *why = s ? not_factorizable(x, uses, id, &use, &other) : NULL;
+        if (why)
+            refuse(&refused, s, why, id);
+        else if (s)
             array_push(&weights, id);
     }
+    complain_refused(x, uses, &refused);
+    array_free(&refused);
     array_free(&paths);
     Compilation *c = x->compilation;
     if (fine) {
@@ -520,8 +558,19 @@ static void check_precision(Expander *x, const Directive *d) {
 
 static void check_memory(Expander *x, const Directive *d) {
     int64_t bytes;
-    if (!evaluate_whole(x, d->value, &x->plan_dims, "the memory of a plan", 1, &bytes))
+    Number number = evaluate(x, d->value, &x->plan_dims);
+    if (number.kind == NUMBER_POISON)
         return;
+    if (number.kind == NUMBER_BOOL || !number_whole(number, &bytes) || bytes < 1) {
+        Frame frame = frame_begin(NULL, NULL, &x->plan_dims);
+        Diagnostic *said =
+            complain(x, NULL, d->value->span, "%s is %s, which is no bound on bytes",
+                     excerpt(x, d->value->span), number_text(x, number));
+        explain_names(x, &frame, said, d->value);
+        help(said, "a bound is a whole number of bytes from 1 on, as in `memory 6 GiB`");
+        frame_end(&frame);
+        return;
+    }
     x->compilation->memory = d;
     x->compilation->memory_bytes = bytes;
 }

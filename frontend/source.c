@@ -173,6 +173,10 @@ static void report_unreadable(Arena *arena, const char *path, Span use, int erro
         help(diagnostic,
              "`use` looks beside the file that says it, then in the built-in library: %s",
              library[0].name);
+    else if (!near && error == ENOENT)
+        help(diagnostic, "name a text that is there, by its path from this folder or from `/`");
+    else if (error == EISDIR)
+        help(diagnostic, "name a text in it");
 }
 
 /* Loads a file, or the library's text of that name when a `use` finds no file. */

@@ -234,6 +234,11 @@ static const char *remedy(const Parser *parser, Expected expected) {
     const char *slip = remedy_for_token(parser, expected);
     if (slip)
         return slip;
+    if (parser->in_plan && at_first && token.kind == TOKEN_KEEP)
+        return "`keep` follows what is recomputed: `recompute layer[*] keep mid`";
+    if (at_first && expects(expected, "recompute") && !expects(expected, "keep"))
+        return "a plan has `factorize`, `set`, `recompute`, `memory`, `precision`, `dim`, "
+               "`flag` and `preset`";
     if (is_first(parser, before) && before.kind == TOKEN_NAME &&
         (token.kind == '(' || token.kind == '['))
         return "a statement gives a name a value: `y = …`";
