@@ -18,6 +18,8 @@ typedef struct Reading {
     ARRAY(ChartSeries) series;
     ARRAY(int64_t) capacities; /* of each series' points */
     int64_t line, unread;      /* unread: rows without x or y */
+    Text keys;                 /* those of the first row, for a mistake's remedy */
+    bool has_x, has_y, has_series, has_label, has_error; /* by any row */
 } Reading;
 
 /* ---- rows --------------------------------------------------------------------------- */
@@ -79,9 +81,34 @@ static void add_point(Reading *reading, ChartSeries *series, ChartPoint point) {
     series->points[series->count++] = point;
 }
 
+static void list_keys(const json_t *row, const char *before, Text *out) {
+    const char *key;
+    json_t *value;
+    json_object_foreach((json_t *)(uintptr_t)row, key, value) {
+        if (json_is_object(value) && !*before)
+            list_keys(value, key, out);
+        else
+            text_printf(out, "%s`%s%s%s`", out->length ? ", " : "", before, *before ? "." : "",
+                        key);
+    }
+}
+
+/* Which of the keys that were asked for are there, as what they are for. */
+static void note_keys(Reading *reading, const json_t *row) {
+    const Options *options = reading->options;
+    if (!reading->keys.length)
+        list_keys(row, "", &reading->keys);
+    reading->has_x |= !isnan(number_in_row(row, options->chart.x));
+    reading->has_y |= !isnan(number_in_row(row, options->chart.y));
+    reading->has_series |= options->chart.series && value_in_row(row, options->chart.series);
+    reading->has_label |= options->chart.label && value_in_row(row, options->chart.label);
+    reading->has_error |= !isnan(number_in_row(row, options->chart.error));
+}
+
 static bool add_row(Reading *reading, const json_t *row) {
     const Options *options = reading->options;
     double x = number_in_row(row, options->chart.x), y = number_in_row(row, options->chart.y);
+    note_keys(reading, row);
     if (isnan(x) || isnan(y)) {
         reading->unread++;
         return true;
@@ -119,7 +146,8 @@ static bool read_rows(Reading *reading, const char *text, size_t length) {
             good = add_row(reading, row);
         else if (!good)
             help(error_in_file(reading->diagnostics, reading->path,
-                               "line %lld is no JSON object", (long long)reading->line),
+                               "line %lld is no JSON object: %s", (long long)reading->line,
+                               row ? "it is another JSON value" : error.text),
                  "`colac chart` reads an object a line, as `--json` writes them");
         json_decref(row);
         if (!good)
@@ -245,6 +273,7 @@ static bool check_lines(Reading *reading) {
                                           "`--line-through %s`: no series is named so", name);
             if (nearest)
                 help(d, "did you mean `%s`?", nearest);
+            help(d, "name values of the key that `--series KEY` gives");
             return false;
         }
         at += length + (at[length] == ',');
@@ -252,24 +281,50 @@ static bool check_lines(Reading *reading) {
     return true;
 }
 
+static bool complain_key(Reading *reading, const char *option, const char *key,
+                         const char *what) {
+    Diagnostic *d = error_in_file(reading->diagnostics, reading->path,
+                                  "`%s %s`: no row has %s under this key", option, key, what);
+    if (reading->keys.length)
+        help(d, "the first row has %s", text_string(&reading->keys));
+    help(d, "a key inside an object is written `memory.peak`");
+    return false;
+}
+
+/* Each key stands in some row, and some row has both numbers. */
+static bool check_keys(Reading *reading) {
+    const Options *options = reading->options;
+    if (!reading->has_x)
+        return complain_key(reading, "--x", options->chart.x, "a number");
+    if (!reading->has_y)
+        return complain_key(reading, "--y", options->chart.y, "a number");
+    if (options->chart.series && !reading->has_series)
+        return complain_key(reading, "--series", options->chart.series, "a value");
+    if (options->chart.label && !reading->has_label)
+        return complain_key(reading, "--label", options->chart.label, "a value");
+    if (options->chart.error && !reading->has_error)
+        return complain_key(reading, "--error", options->chart.error, "a number");
+    if (reading->series.count)
+        return true;
+    help(error_in_file(reading->diagnostics, reading->path,
+                       "no row has numbers under both `%s` and `%s`", options->chart.x,
+                       options->chart.y),
+         "name two keys that stand in one row");
+    return false;
+}
+
 static bool chart_file(Reading *reading) {
     size_t length;
     char *text = read_file(reading->path, MAX_CHART_BYTES, &length);
     if (!text) {
-        error_in_file(reading->diagnostics, reading->path, "cannot be read: %s",
-                      strerror(errno));
+        help(error_in_file(reading->diagnostics, reading->path, "cannot be read: %s",
+                           strerror(errno)),
+             "name a file of JSON lines, as `colac sweep -o DIR` writes `DIR/sweep.jsonl`");
         return false;
     }
     bool good = read_rows(reading, text, length);
     free(text);
-    if (good && !reading->series.count) {
-        help(error_in_file(reading->diagnostics, reading->path,
-                           "no row has numbers under `%s` and `%s`", reading->options->chart.x,
-                           reading->options->chart.y),
-             "a key inside an object is written `memory.peak`");
-        good = false;
-    }
-    return good && check_lines(reading) && draw(reading);
+    return good && check_keys(reading) && check_lines(reading) && draw(reading);
 }
 
 int run_chart_command(Options *options) {
@@ -297,6 +352,7 @@ int run_chart_command(Options *options) {
         free(reading.series.data[i].points);
     array_free(&reading.series);
     array_free(&reading.capacities);
+    text_free(&reading.keys);
     diagnostics_free(reading.diagnostics);
     arena_free(reading.arena);
     return good ? code : 1;

@@ -278,6 +278,13 @@ static bool unknown_option(const char *name, const Command *command) {
     for (int i = 0; i < COUNT_OF(option_list); i++)
         if (option_applies(&option_list[i], command))
             names[count++] = option_list[i].name;
+    const Option *elsewhere = find_option(name, strcspn(name, "="));
+    if (elsewhere) {
+        fprintf(stderr, "colac %s: `%s` is an option of `colac %.*s` (see `colac help %s`)\n",
+                command->name, elsewhere->name, (int)strcspn(elsewhere->commands + 1, " "),
+                elsewhere->commands + 1, command->name);
+        return false;
+    }
     const char *near = nearest_name(name, names, count);
     fprintf(stderr, "colac %s: there is no option `%s`", command->name, name);
     fprintf(stderr, near ? "; did you mean `%s`?\n" : " (see `colac help %s`)\n",

@@ -376,7 +376,9 @@ static bool check_defines(const Options *options, const bool *known) {
     for (int i = 0; i < options->request.define_count; i++) {
         if (known[i])
             continue;
-        fprintf(stderr, "%s:1:1: error: none of these plans, nor the model, knows `-D %s=%s`\n",
+        fprintf(stderr,
+                "%s:1:1: error: none of these plans, nor the model, knows `-D %s=%s`\n"
+                "      help: leave it out, or name a plan that declares it: `--plan NAME`\n",
                 options->request.path, options->request.defines[i].name,
                 options->request.defines[i].value);
         fine = false;

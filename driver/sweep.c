@@ -59,7 +59,9 @@ static bool split(Sweep *sweep, const char *option, const char *list, const char
         for (int depth = 0; *at && (*at != ',' || depth > 0); at++)
             depth += (*at == '(') - (*at == ')');
         if (at == begin)
-            return wrong("`%s %s` has an empty place", option, list);
+            return wrong(
+                "the list `%s` of `%s` has an empty place: write values between commas", list,
+                option);
         if (*count == most)
             return wrong("`%s` has more than %d values", option, most);
         const char *part = arena_strndup(sweep->arena, begin, (size_t)(at - begin));

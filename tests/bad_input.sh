@@ -116,6 +116,48 @@ TEXT
 refused 'recursive.cola:4:37: error: `a` calls itself' 'note: in block `b` (`a.b`), called here' -- \
     "$COLAC" check "$work/recursive.cola"
 
+# ---- plans -------------------------------------------------------------------------------
+# PLAN PATTERN…: the text `plan p { PLAN }` beside the small model is refused so
+plan() {
+    printf 'use "llama.cola"\nplan p { %s }\n' "$1" >"$work/plan.cola"
+    shift
+    refused "$@" -- "$COLAC" check "$work/plan.cola" $small --plan p
+}
+cp $llama "$work/llama.cola"
+bound='help: a bound is a whole number of bytes from 1 on, as in `memory 6 GiB`'
+plan 'memory 0' 'plan.cola:2:17: error: `0` is 0, which is no bound on bytes' "$bound"
+plan 'memory 1e30' 'plan.cola:2:17: error: `1e30` is 1e+30, which is no bound on bytes' "$bound"
+plan 'memory D * 0' 'plan.cola:2:17: error: `D \* 0` is 0' 'note: `D = 32` is set by `-D`' "$bound"
+plan 'memory 3 parsecs' 'plan.cola:2:19: error: unknown unit of memory `parsecs`' 'others are `KiB`, `MiB`'
+plan 'memory 1 KiB' 'plan.cola:2:10: error: a training step of `llama` takes at least' 'help: allow `memory '
+plan 'keep mid' 'plan.cola:2:10: error: expected a directive, found `keep`' 'help: `keep` follows what is recomputed'
+plan '3' 'plan.cola:2:10: error: expected a directive, found `3`' 'help: a plan has `factorize`, '
+plan 'recompute nothing' 'plan.cola:2:20: error: `nothing` matches no block instance' 'there is `layer\[\*\]`'
+plan 'recompute layer[7]' 'plan.cola:2:20: error: `layer\[7\]` matches no block instance' 'help: '
+plan 'recompute layer[*].attn keep x' 'plan.cola:2:39: error: `keep` has nothing to do for `x`' 'help: '
+plan 'precision fp16' 'plan.cola:2:20: error: `fp16` is no precision' 'help: it is `f32` or `bf16`'
+factor='factorize layer[*].attn.wq with'
+plan "$factor cola(0)" 'std.cola:[0-9]*:20: error: `R` is 0' 'plan.cola:2:47: note: `R = 0` is given here'
+[ "$(grep -c ': error: ' "$work/said")" -eq 1 ] || fail 'rank 0 is one mistake:' "$(cat "$work/said")"
+plan "$factor cola(D)" 'error: axis `D` is here twice' 'plan.cola:2:10: note: in block `cola` (`layer\[0\].attn.wq`)'
+plan 'factorize **.gain with cola(4)' 'plan.cola:2:20: error: `factorize` cannot replace `layer\[0\].attn_norm.gain`' \
+    'help: so it is with 3 of the weights that this selects' 'help: select weights'
+[ "$(grep -c ': error: ' "$work/said")" -eq 1 ] || fail 'one selector is one mistake:' "$(cat "$work/said")"
+refused 'no/plans.cola:1:1: error: cannot read it: there is no such file' 'help: name a text that is there' -- \
+    "$COLAC" plan $llama $small --no-predict --plan "cola,$work/no/plans.cola:p"
+
+# ---- charts ------------------------------------------------------------------------------
+printf '{"a":1,"memory":{"peak":2}}\n{"a":\n' >"$work/rows.jsonl"
+chart="--x a -o $work/out/chart.svg --y"
+refused "^$work/rows.jsonl:1:1: error: line 2 is no JSON object" 'help: .* an object a line' -- \
+    "$COLAC" chart "$work/rows.jsonl" $chart memory.peak
+sed -i 2d "$work/rows.jsonl"
+refused '`--y peak`: no row has a number under this key' 'help: the first row has `a`, `memory.peak`' -- \
+    "$COLAC" chart "$work/rows.jsonl" $chart peak
+refused '`--label name`: no row has a value' -- "$COLAC" chart "$work/rows.jsonl" $chart memory.peak --label name
+refused "^$work/none.jsonl:1:1: error: cannot be read" 'help: name a file of JSON lines' -- \
+    "$COLAC" chart "$work/none.jsonl" $chart memory.peak
+
 # ---- files -------------------------------------------------------------------------------
 cp $llama "$work/llama.cola"
 refused "^$work/lama.cola:1:1: error: cannot read it: there is no such file" 'did you mean `.*/llama.cola`?' -- \

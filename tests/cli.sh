@@ -23,6 +23,7 @@ expect 0 'check MODEL' "$COLAC" --help
 expect 0 'preset' "$COLAC" help train
 expect 2 'did you mean `train`' "$COLAC" trian
 expect 2 'did you mean `--plan`' "$COLAC" check $llama --plam cola
+expect 2 '`--explain` is an option of `colac plan`' "$COLAC" check $llama --explain
 expect 2 'needs a value' "$COLAC" check $llama --plan
 expect 2 'NAME=VALUE' "$COLAC" check $llama -D D
 expect 2 'usage' "$COLAC" check

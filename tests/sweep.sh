@@ -215,7 +215,9 @@ expect 1 'cannot be created' $plain --plan cola --rank 4 -o "$work/text"
 mkdir "$work/odd" && echo 'no rows' >"$work/odd/sweep.jsonl"
 expect 1 'no JSON object' $plain --plan cola --rank 4 -o "$work/odd"
 expect 2 'are needed' "$COLAC" chart "$work/p.jsonl" --x a.x
-expect 1 'no row has numbers' "$COLAC" chart "$work/p.jsonl" --x b --y y -o "$work/no.svg"
+expect 1 '`--x b`: no row has a number under this key' "$COLAC" chart "$work/p.jsonl" --x b --y y -o "$work/no.svg"
+expect 1 '`--series q`: no row has a value' "$COLAC" chart "$work/p.jsonl" --x a.x --y y --series q -o "$work/no.svg"
+expect 2 'has an empty place' $plain --plan cola --over R=4,,8
 expect 1 'did you mean `one`' "$COLAC" chart "$work/p.jsonl" --x a.x --y y --series s --line-through onee -o "$work/no.svg"
 expect 1 'line 1 is no JSON object' "$COLAC" chart "$work/text" --x a --y b -o "$work/no.svg"
 [ -e "$work/no.svg" ] && fail "a refused chart left a file"
