@@ -159,16 +159,6 @@ static bool read_rows(Reading *reading, const char *text, size_t length) {
 
 /* ---- means -------------------------------------------------------------------------- */
 
-Mean mean_of(const double *values, int64_t count) {
-    Mean mean = {.count = count};
-    for (int64_t i = 0; i < count; i++)
-        mean.value += values[i] / (double)count;
-    for (int64_t i = 0; i < count; i++)
-        mean.spread += (values[i] - mean.value) * (values[i] - mean.value);
-    mean.spread = count > 1 ? sqrt(mean.spread / (double)(count - 1)) : 0;
-    return mean;
-}
-
 /* Which group each point is in, counted in order of first occurrence: those of one label (without
  * labels: of one x).  The number of groups. */
 static int64_t group_points(const ChartSeries *series, int64_t *group) {

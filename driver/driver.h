@@ -14,6 +14,7 @@
  *   profile.c   colac profile
  *   run.c       colac train, grad, eval
  *   texts.c     colac fmt, colac data pack
+ *   rows.c      rows of measurements: what stands under a key; means
  *   chart.c     pictures of measurements: series of points as a self-contained SVG
  *   draw.c      colac chart
  *   sweep.c     colac sweep
@@ -174,6 +175,17 @@ void print_directives(const Options *options, const Compiled *compiled, bool jso
  * what is live there. */
 void print_timeline(const Compiled *compiled, bool json);
 
+/* ---- rows.c -------------------------------------------------------------------------------- */
+/* `memory.peak`: the key itself, or a way through objects.  NULL; NaN where there is no number. */
+const struct json_t *value_in_row(const struct json_t *row, const char *key);
+double number_in_row(const struct json_t *row, const char *key);
+void put_row(const struct json_t *row, Text *out); /* a line */
+typedef struct Mean {
+    double value, spread; /* spread: the standard deviation of a sample; 0 of one value */
+    int64_t count;
+} Mean;
+Mean mean_of(const double *values, int64_t count);
+
 /* ---- chart.c -------------------------------------------------------------------------------
  * A picture of measurements.  The SVG stands alone (no script, no font, no file beside it), reads
  * in dark and light, tells series apart by colour and by shape, and is the same bytes for the same
@@ -206,11 +218,6 @@ typedef struct Chart {
     int64_t series_count;
 } Chart;
 void chart_svg(const Chart *chart, Text *out);
-typedef struct Mean {
-    double value, spread; /* spread: the standard deviation of a sample; 0 of one value */
-    int64_t count;
-} Mean;
-Mean mean_of(const double *values, int64_t count);
 /* Appends text as XML and HTML take it: & < > " escaped, what is no UTF-8 or no character of XML
  * replaced by `?`. */
 void xml_escape(const char *text, Text *out);
@@ -232,10 +239,6 @@ void sweep_print(const SweepTable *table); /* the table, on standard output */
 void sweep_picture(const SweepTable *table, Text *out);                /* SVG */
 void sweep_page(const SweepTable *table, const char *svg, Text *out);  /* HTML that holds it */
 void sweep_add_texts(SweepTable *table, const Texts *texts, Arena *arena);
-/* `memory.peak`: the key itself, or a way through objects.  NULL; NaN where there is no number. */
-const struct json_t *value_in_row(const struct json_t *row, const char *key);
-double number_in_row(const struct json_t *row, const char *key);
-void put_row(const struct json_t *row, Text *out); /* a line */
 
 /* ---- commands ------------------------------------------------------------------------------ */
 int run_check_command(Options *options);

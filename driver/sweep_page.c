@@ -11,30 +11,6 @@ enum { MAX_COLUMNS = 24 };
 
 /* ---- rows --------------------------------------------------------------------------- */
 
-const json_t *value_in_row(const json_t *row, const char *key) {
-    const json_t *value = json_object_get(row, key);
-    const char *dot = strchr(key, '.');
-    if (value || !dot)
-        return value;
-    char *first = checked_alloc((size_t)(dot - key) + 1);
-    memcpy(first, key, (size_t)(dot - key));
-    const json_t *inner = json_object_get(row, first);
-    free(first);
-    return inner ? value_in_row(inner, dot + 1) : NULL;
-}
-
-double number_in_row(const json_t *row, const char *key) {
-    const json_t *value = key ? value_in_row(row, key) : NULL;
-    return json_is_number(value) ? json_number_value(value) : (double)NAN;
-}
-
-void put_row(const json_t *row, Text *out) {
-    char *line = json_dumps(row, JSON_COMPACT);
-    INTERNAL_CHECK(line);
-    text_printf(out, "%s\n", line);
-    free(line);
-}
-
 static const char *string_in_row(const json_t *row, const char *key) {
     const char *string = json_string_value(json_object_get(row, key));
     return string ? string : "";
@@ -43,6 +19,17 @@ static const char *string_in_row(const json_t *row, const char *key) {
 static bool has(const SweepTable *table, const char *key) {
     for (int64_t i = 0; i < table->rows.count; i++)
         if (!isnan(number_in_row(table->rows.data[i], key)))
+            return true;
+    return false;
+}
+
+static bool is_failed(const json_t *row) {
+    return !strcmp(string_in_row(row, "status"), "failed");
+}
+
+static bool any_failed(const SweepTable *table) {
+    for (int64_t i = 0; i < table->rows.count; i++)
+        if (is_failed(table->rows.data[i]))
             return true;
     return false;
 }
@@ -86,7 +73,7 @@ static int columns_of(const SweepTable *table, Column *columns) {
     if (table->options->seed_count > 1)
         columns[count++] = (Column){"seed", "seed", COLUMN_TEXT};
     for (int i = 0; i < COUNT_OF(measured_columns); i++)
-        if (has(table, measured_columns[i].key))
+        if (has(table, measured_columns[i].key) || (i == 0 && any_failed(table)))
             columns[count++] = measured_columns[i];
     INTERNAL_CHECK(count <= MAX_COLUMNS);
     return count;
@@ -210,7 +197,7 @@ static void put_words(const SweepTable *table, const json_t *row, const Column *
 
 static void add_row(Grid *grid, const SweepTable *table, const json_t *row) {
     const char **cells = grid_row(grid);
-    bool failed = !strcmp(string_in_row(row, "status"), "failed");
+    bool failed = is_failed(row);
     for (int i = 0; i < grid->columns; i++) {
         const Column *column = &grid->column[i];
         Text text = {0};

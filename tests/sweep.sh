@@ -209,6 +209,7 @@ expect 2 '`-o DIR`' $plain --plan cola --rank 4 --data "$work/data" --keep-runs
 expect 2 'from 0 to' $plain --plan cola --data "$work/data" --seeds 1,99999999999999999999
 expect 2 'runs; 10000 is the most' $plain --over R=$(seq -s, 200) --over V=$(seq -s, 200)
 expect 1 'did you mean `cola`' $plain --plan colla --rank 4
+"$COLAC" sweep "$work/none.cola" 2>/dev/null | grep -q '^none *failed$' || fail "a table of nothing but failures does not say so"
 expect 1 'no dim, flag or recipe value' $plain --plan cola --over Q=4
 expect 1 '^none:1:1: error' $plain --plan cola --rank 4 --data none --steps 3
 expect 1 'cannot be created' $plain --plan cola --rank 4 -o "$work/text"
