@@ -141,7 +141,8 @@ static uint64_t hash_instance_node(const Survey *s, const Instance *instance, No
     hash = hash_number(hash, s->wanted[id] + 2 * s->settled[s->owners[id]]);
     for (int i = 0; i < node->type.rank; i++)
         hash = hash_number(hash, module->axes.data[node->type.axes[i]].size);
-    hash = hash_number(hash, (int64_t)node_flops(s->micro, node));
+    double flops = node_flops(s->micro, node);
+    hash = hash_bytes(&flops, sizeof flops, hash);
     for (int i = 0; i < node->input_count; i++) {
         NodeId input = node->inputs[i];
         hash = hash_number(hash, s->unit[input] >= 0 ? s->number[input] : -1);
@@ -229,6 +230,7 @@ static BlockPatterns group_instances(Survey *s) {
 /* ---- the price of a set ---------------------------------------------------------------- */
 
 static Cone cone_of(const Survey *s, const BlockPattern *pattern) {
+    const int64_t most = INT64_MAX / MAX_NODES; /* sums stay countable; no memory holds it */
     size_t count = (size_t)pattern->node_count;
     Cone cone = {.count = pattern->node_count,
                  .flops = arena_alloc_array(s->arena, count, sizeof(double)),
@@ -246,8 +248,9 @@ static Cone cone_of(const Survey *s, const BlockPattern *pattern) {
         NodeId id = pattern->nodes[0][i];
         const Node *node = node_at(s->micro, id);
         cone.flops[i] = node_flops(s->micro, node);
-        cone.bytes[i] =
-            type_elements(s->micro->module, node->type) * dtype_bytes(node->type.dtype);
+        int64_t bytes = type_elements(s->micro->module, node->type);
+        bytes = bytes > most / 8 ? most : bytes * dtype_bytes(node->type.dtype);
+        cone.bytes[i] = bytes;
         cone.wanted[i] = s->wanted[id];
         cone.may_keep[i] = node_can_be_stored(node) && !s->settled[s->owners[id]];
         cone.is_map[i] = op_is_map(node->op);
@@ -470,10 +473,10 @@ static void price_pattern(Survey *s, BlockPattern *pattern, const Cone *cone, bo
     closure_free(&p.network);
 }
 
-/* The number of assignments of points to instances; -1 above the limit. */
-static int64_t count_assignments(const BlockPatterns *patterns, int64_t limit) {
+/* The number of assignments of points to instances of the first patterns; -1 above the limit. */
+static int64_t count_assignments(const BlockPatterns *patterns, int64_t count, int64_t limit) {
     int64_t product = 1;
-    for (int64_t i = 0; i < patterns->count; i++)
+    for (int64_t i = 0; i < count; i++)
         for (int64_t k = 0; k < patterns->data[i].instance_count; k++) {
             product *= patterns->data[i].point_count;
             if (product > limit)
@@ -517,9 +520,13 @@ BlockPatterns find_block_patterns(const PassContext *context, const Function *mi
     for (int round = may_hold_all(&patterns) ? 0 : 1; round < 2 && patterns.assignments < 0;
          round++) {
         patterns.all_subsets = round == 0;
-        for (int64_t i = 0; i < patterns.count; i++)
+        bool few = true; /* else subsets are in vain, which take much time and memory */
+        for (int64_t i = 0; i < patterns.count && (few || round == 1); i++) {
             price_pattern(&s, &patterns.data[i], &cones[i], patterns.all_subsets);
-        patterns.assignments = count_assignments(&patterns, max_assignments);
+            few = few && count_assignments(&patterns, i + 1, max_assignments) >= 0;
+        }
+        patterns.assignments =
+            few ? count_assignments(&patterns, patterns.count, max_assignments) : -1;
     }
     patterns.all_subsets &= patterns.assignments >= 0;
     free(s.forward);

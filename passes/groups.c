@@ -210,10 +210,13 @@ static void collect_edges(const Function *function, Arena *arena, GroupGraph *gr
 }
 
 GroupGraph group_graph(const Function *function, Arena *arena) {
-    GroupGraph graph = {0};
-    graph.marks = arena_alloc(arena, (size_t)function->nodes.count);
+    size_t groups = (size_t)function->groups.count, nodes = (size_t)function->nodes.count;
+    GroupGraph graph = {.marks = arena_alloc(arena, nodes),
+                        .walked = arena_alloc(arena, groups),
+                        .last_sweep = arena_alloc(arena, nodes)};
     list_members(function, arena, &graph.member_start, &graph.members);
     collect_reads(function, arena, &graph);
+    graph.elsewhere = arena_alloc(arena, (size_t)graph.read_start[groups]);
     collect_edges(function, arena, &graph);
     return graph;
 }
@@ -263,7 +266,8 @@ typedef struct Visit {
 typedef struct PlaceWalk {
     const Function *function;
     int32_t group;
-    NodeId root;
+    NodeId root; /* -1: every stored value that it reads */
+    const GroupGraph *graph;
     uint8_t *seen; /* by node: 1 at another index, 2 at the index */
     ARRAY(Visit) pending;
     ARRAY(NodeId) touched;
@@ -277,6 +281,26 @@ static void want(PlaceWalk *walk, NodeId id, bool at_index) {
     Visit visit = {id, at_index};
     array_push(&walk->pending, visit);
     array_push(&walk->touched, id);
+}
+
+/* The place of a value among what the group reads; -1. */
+static int64_t find_read(const GroupGraph *graph, int32_t group, NodeId id) {
+    int64_t low = graph->read_start[group], end = graph->read_start[group + 1], high = end;
+    while (low < high) {
+        int64_t middle = (low + high) / 2;
+        if (graph->reads[middle] < id)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low < end && graph->reads[low] == id ? low : -1;
+}
+
+static bool is_at_loops(const PlaceWalk *walk, NodeId operand) {
+    View view;
+    return view_of(walk->function, operand, &view) &&
+           runs_along_loops(walk->function->module, &walk->function->groups.data[walk->group],
+                            &view);
 }
 
 /* Looks at one operand; false when it reads the root elsewhere than in place. */
@@ -293,12 +317,14 @@ static bool visit_operand(PlaceWalk *walk, NodeId operand, bool at_index) {
         want(walk, id, same_index);
         return true;
     }
-    if (!share_memory(function, id, walk->root))
+    if (walk->root < 0) {
+        int64_t read = find_read(walk->graph, walk->group, id);
+        if (read >= 0 && !walk->graph->elsewhere[read])
+            walk->graph->elsewhere[read] = !at_index || !is_at_loops(walk, operand);
         return true;
-    View view;
-    return at_index && same_memory(function, id, walk->root) &&
-           view_of(function, operand, &view) &&
-           runs_along_loops(function->module, &function->groups.data[walk->group], &view);
+    }
+    return !share_memory(function, id, walk->root) ||
+           (at_index && same_memory(function, id, walk->root) && is_at_loops(walk, operand));
 }
 
 static bool visit_inputs(PlaceWalk *walk, Visit visit) {
@@ -311,10 +337,14 @@ static bool visit_inputs(PlaceWalk *walk, Visit visit) {
     return true;
 }
 
-/* Does the group read the root only where its loops are? */
+/* Does the group read the root only where its loops are?  Of root -1: notes it of all. */
 static bool reads_at_loops(const Function *function, const GroupGraph *graph, int32_t group,
                            NodeId root) {
-    PlaceWalk walk = {.function = function, .group = group, .root = root, .seen = graph->marks};
+    PlaceWalk walk = {.function = function,
+                      .group = group,
+                      .root = root,
+                      .graph = graph,
+                      .seen = graph->marks};
     bool in_place = true;
     for (int64_t i = graph->member_start[group]; i < graph->member_start[group + 1]; i++)
         want(&walk, graph->members[i], true);
@@ -333,10 +363,22 @@ bool group_reads_in_place(const Function *function, const GroupGraph *graph, int
            reads_at_loops(function, graph, group, root);
 }
 
+/* The same of a stored value, by one walk for all that the group reads: it may read thousands. */
+static bool stored_is_read_at_loops(const Function *function, const GroupGraph *graph,
+                                    int32_t group, NodeId value) {
+    if (!graph->walked[group])
+        reads_at_loops(function, graph, group, -1);
+    graph->walked[group] = 1;
+    int64_t read = find_read(graph, group, value);
+    return read < 0 || !graph->elsewhere[read];
+}
+
 /* Does the value depend on every reduction of its group?  Then it is made in the last sweep. */
 static bool follows_reductions(const Function *function, const GroupGraph *graph,
                                NodeId value) {
     int32_t group = node_at(function, value)->placement.group;
+    if (graph->last_sweep[value])
+        return graph->last_sweep[value] == 1;
     ARRAY(NodeId) above = {0};
     array_push(&above, value);
     graph->marks[value] = 1;
@@ -358,6 +400,7 @@ static bool follows_reductions(const Function *function, const GroupGraph *graph
     for (int64_t i = 0; i < above.count; i++)
         graph->marks[above.data[i]] = 0;
     array_free(&above);
+    graph->last_sweep[value] = follows ? 1 : 2;
     return follows;
 }
 
@@ -375,5 +418,5 @@ bool may_take_place_of(const Function *function, const GroupGraph *graph, NodeId
     View own = own_view(function, value);
     return own.count == loop_axes(group, axes) && runs_along_loops(module, group, &own) &&
            (group->kind == GROUP_FLAT || follows_reductions(function, graph, value)) &&
-           reads_at_loops(function, graph, node->placement.group, operand);
+           stored_is_read_at_loops(function, graph, node->placement.group, operand);
 }

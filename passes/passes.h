@@ -343,6 +343,10 @@ typedef struct GroupGraph {
     int32_t *before; /* groups that must run earlier: they compute what it reads, or read the state
                         that it overwrites, or add to the same state in an earlier write */
     uint8_t *marks;  /* by node; zero between calls */
+    /* What may_take_place_of has found out; each is looked for once. */
+    uint8_t *walked;     /* by group: are its reads looked at? */
+    uint8_t *elsewhere;  /* by read: is it read elsewhere than at the loops' index? */
+    uint8_t *last_sweep; /* by node: 1 where it follows all its group's reductions, 2 where not */
 } GroupGraph;
 /* Uses placements and writes as fuse makes them.  Memory in `arena`. */
 GroupGraph group_graph(const Function *function, Arena *arena);

@@ -14,6 +14,9 @@
  * recomputed one before its first use. */
 #include "passes/passes.h"
 
+/* Pairs of a result and an operand whose place it may take; orders are compared without more. */
+enum { MAX_IN_PLACE = 1 << 22 };
+
 typedef struct Candidate {
     int64_t growth; /* bytes that become live less bytes that die, when it was entered */
     int32_t number; /* of the group; from the end: its opposite */
@@ -151,7 +154,8 @@ static void find_in_place(Schedule *s) {
         for (int64_t i = graph->store_start[g]; i < graph->store_start[g + 1]; i++)
             for (int64_t k = graph->read_start[g]; k < graph->read_start[g + 1]; k++) {
                 InPlace pair = {graph->stores[i], graph->reads[k]};
-                if (may_take_place_of(s->function, graph, pair.value, pair.operand))
+                if (s->in_place.count < MAX_IN_PLACE &&
+                    may_take_place_of(s->function, graph, pair.value, pair.operand))
                     array_push(&s->in_place, pair);
             }
         s->in_place_start[g + 1] = s->in_place.count;

@@ -580,12 +580,47 @@ static void directives_are_obeyed(void **state) {
     assert_non_null(strstr(refused.said, "there is nothing to choose"));
 }
 
+/* ---- long ones ---------------------------------------------------------------------------------- */
+
+static void compile_long(const char *blocks, const char *calls, const char *size, bool fits) {
+    char text[2048], path[PATH_SIZE];
+    snprintf(text, sizeof text,
+             "use \"std.cola\"\ndim B = 4, S = 2, V = 16, N = 32, M = N, L = 1\n"
+             "%s\nmodel long {\n    input c: int[B,S] below V\n"
+             "    input t: int[B,S] below V next S\n    param embed: [V -> N] ~ normal(1)\n"
+             "    z = embed[c]\n%s\n    logits = head: linear(x; N -> V; 1)\n"
+             "    minimize mean(cross_entropy(logits, t; V))\n}\nplan full { }\n",
+             blocks, calls);
+    write_text(text, path);
+    Case c = {path, "full", "", {{"L", size}}, 1};
+    int64_t least = least_peak(&c);
+    Outcome outcome = compile_case(&c, fits ? least : 1);
+    assert_int_equal(outcome.fits, fits);
+    unlink(path);
+}
+
+/* One block of thousands of values, and as many blocks: a kernel that reads thousands of operands
+ * is looked at once, not once an operand and result; a refusal finds names as fast as values. */
+static void long_blocks_take_seconds(void **state) {
+    (void)state;
+    alarm(120); /* seconds where they were minutes: far from both */
+    compile_long("block b(y: [B,S,N]) -> [B,S,N] {\n    x = linear(y; N -> M; 1)[M as N]\n"
+                 "    for i in L { x = tanh(x * x + y) }\n    return x\n}",
+                 "    x = b(z)", "3000", true);
+    alarm(120);
+    compile_long("block b(y: [B,S,N]) -> [B,S,N] {\n    a = tanh(y)\n    b = exp(a)\n"
+                 "    return y + a * b\n}",
+                 "    x = z\n    for i in L { x = b(x) }", "8000", false);
+    alarm(0);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(closures_are_least),
         cmocka_unit_test(whole_ladders_have_no_excess),
         cmocka_unit_test(partial_ladders_have_little),
         cmocka_unit_test(directives_are_obeyed),
+        cmocka_unit_test(long_blocks_take_seconds),
         cmocka_unit_test(bounds_of_shipped_models),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
