@@ -178,6 +178,8 @@ void apply_preset(Expander *x, const Preset *preset, DimTable *table, const char
                      s->name.text);
             else if (nearest)
                 help(d, "did you mean `%s`?", nearest);
+            else
+                help(d, "declare it: `dim %s = …`", s->name.text);
         } else if (selected) {
             dim_set(dim, SET_PRESET, preset->name.text, s->name.span, s->value, table);
         }
