@@ -8,10 +8,11 @@
  *
  * Each pattern of block instances has points (candidates.c).  A *rung* gives every instance a
  * point; the *ladder* is the rungs by added FLOPs.  Where all assignments are few (of all sets,
- * or else of the points on and near the convex hull), all of them are rungs; else instances go from a point to the next one after the other, the first layer
- * first (what it computes again is alive when the kept values of later layers are gone), the
- * step of all patterns that costs least FLOPs a byte first.  A rung's peak is had by planning:
- * a copy of the module goes through every pass that follows, and is measured.
+ * or else of the points on and near the convex hull), all of them are rungs; else instances go
+ * from a point to the next one after the other, the first layer first (what it computes again is
+ * alive when the kept values of later layers are gone), the step of all patterns that costs least
+ * FLOPs a byte first.  A rung's peak is had by planning: a copy of the module goes through every
+ * pass that follows, and is measured.
  *
  * What holds, whatever the planned peaks of the rungs are:
  *   - the ladder, and the order in which rungs are tried, do not depend on N;
@@ -277,6 +278,7 @@ static int64_t least_planned(const Ladder *ladder) {
 typedef struct LiveKind {
     char *name;
     int64_t bytes, count, each;
+    NodeId first;
     Span span;
 } LiveKind;
 typedef ARRAY(LiveKind) LiveKinds;
@@ -293,19 +295,24 @@ static void print_general_path(const char *path, Text *out) {
     }
 }
 
+/* By node: the first of its names; NULL. */
+static const NamedValue **first_names(const Function *function, Arena *arena) {
+    const NamedValue **names =
+        arena_alloc_array(arena, (size_t)function->nodes.count, sizeof *names);
+    for (int64_t i = function->names.count - 1; i >= 0; i--)
+        names[function->names.data[i].node] = &function->names.data[i];
+    return names;
+}
+
 /* The user's name of a value, else its op and the block that it is made in. */
-static char *name_of_value(const Function *function, NodeId id, Arena *arena) {
+static char *name_of_value(const Function *function, const NamedValue *const *names, NodeId id,
+                           Arena *arena) {
     const Node *node = node_at(function, id);
     NodeId named = node->original >= 0     ? node->original
                    : node->adjoint_of >= 0 ? node->adjoint_of
                                            : id;
-    ScopeId scope = node_at(function, named)->scope;
-    const char *name = NULL;
-    for (int64_t i = 0; i < function->names.count && !name; i++)
-        if (function->names.data[i].node == named) {
-            name = function->names.data[i].name;
-            scope = function->names.data[i].scope;
-        }
+    const char *name = names[named] ? names[named]->name : NULL;
+    ScopeId scope = name ? names[named]->scope : node_at(function, named)->scope;
     Text text = {0};
     text_puts(&text, node->original >= 0     ? "computed again: "
                      : node->adjoint_of >= 0 ? "gradient of "
@@ -322,17 +329,28 @@ static char *name_of_value(const Function *function, NodeId id, Arena *arena) {
     return result;
 }
 
-static void count_value(LiveKinds *kinds, char *name, int64_t bytes, Span span) {
+/* Those of one name first to last. */
+static int by_name(const void *left, const void *right) {
+    const LiveKind *a = left, *b = right;
+    int order = strcmp(a->name, b->name);
+    return order ? order : (a->first > b->first) - (a->first < b->first);
+}
+
+/* Values of one name become one. */
+static void merge_kinds(LiveKinds *kinds) {
+    int64_t count = 0;
+    if (kinds->count)
+        qsort(kinds->data, (size_t)kinds->count, sizeof *kinds->data, by_name);
     for (int64_t i = 0; i < kinds->count; i++) {
-        LiveKind *kind = &kinds->data[i];
-        if (strcmp(kind->name, name) != 0)
-            continue;
-        kind->bytes += bytes;
-        kind->count++;
-        return;
+        LiveKind *last = count ? &kinds->data[count - 1] : NULL;
+        if (last && strcmp(last->name, kinds->data[i].name) == 0) {
+            last->bytes += kinds->data[i].bytes;
+            last->count++;
+        } else {
+            kinds->data[count++] = kinds->data[i];
+        }
     }
-    LiveKind kind = {name, bytes, 1, bytes, span};
-    array_push(kinds, kind);
+    kinds->count = count;
 }
 
 static int by_bytes(const void *left, const void *right) {
@@ -358,10 +376,20 @@ static LiveKinds live_at_peak(const Function *function, Arena *arena) {
         peak = live[g] > live[peak] ? g : peak;
     ValueLife *lives;
     int64_t count = value_lives(function, arena, &lives);
-    for (int64_t i = 0; i < count; i++)
-        if (lives[i].begin <= peak && lives[i].end >= peak)
-            count_value(&kinds, name_of_value(function, lives[i].node, arena), lives[i].bytes,
-                        node_at(function, lives[i].node)->span);
+    const NamedValue **names = first_names(function, arena);
+    for (int64_t i = 0; i < count; i++) {
+        NodeId id = lives[i].node;
+        if (lives[i].begin > peak || lives[i].end < peak)
+            continue;
+        LiveKind kind = {.name = name_of_value(function, names, id, arena),
+                         .bytes = lives[i].bytes,
+                         .count = 1,
+                         .each = lives[i].bytes,
+                         .first = id,
+                         .span = node_at(function, id)->span};
+        array_push(&kinds, kind);
+    }
+    merge_kinds(&kinds);
     if (kinds.count)
         qsort(kinds.data, (size_t)kinds.count, sizeof *kinds.data, by_bytes);
     return kinds;
