@@ -596,6 +596,14 @@ static bool operand_is_written(const ProgramSet *set, const Program *program, co
     return buffer->writes && dtype_is_float(buffer->dtype);
 }
 
+/* Is the operand a weight, or its copy, with a value that is not finite? */
+static bool weight_is_bad(const Executor *executor, const Operand *operand, const void *at) {
+    if (operand->space != SPACE_WEIGHT && operand->space != SPACE_COPY)
+        return false;
+    DataType dtype = operand->space == SPACE_COPY ? TYPE_BF16 : TYPE_F32;
+    return first_bad(executor, at, dtype, operand->bytes, false) >= 0;
+}
+
 /* True when all that the step wrote is finite. */
 static bool check_step(const Executor *executor, const Program *program, const BoundStep *bound,
                        Diagnostics *diagnostics) {
@@ -617,9 +625,7 @@ static bool check_step(const Executor *executor, const Program *program, const B
             step->label ? step->label : "unnamed", (long long)bad,
             (long long)(operand->bytes / dtype_bytes(dtype)), space_name(operand->space));
         for (int j = 0; j < step->operand_count; j++)
-            if (step->operands[j].space == SPACE_WEIGHT && j != i &&
-                first_bad(executor, bound->buffers[j], TYPE_F32, step->operands[j].bytes,
-                          false) >= 0)
+            if (j != i && weight_is_bad(executor, &step->operands[j], bound->buffers[j]))
                 help(d, "a weight that it reads was not finite before: look at `--weights`, or "
                         "lower the rate");
         return false;

@@ -68,6 +68,19 @@ cmp -s "$work/further.losses" "$work/further_bf16.losses" ||
     fail "the interpreter differs in bf16 from given weights"
 cmp -s "$work/exact.losses" "$work/further.losses" && fail "--weights was not read"
 
+# A weight that is no number is named as the cause, though a product reads its copy alone.
+weights=$work/exact/weights.safetensors
+header=$(od -An -tu4 -N4 "$weights" | tr -d ' ')
+end=$(head -c $((8 + header)) "$weights" | grep -ao '"head":{[^}]*' | sed 's/.*,\([0-9]*\)]$/\1/')
+[ -n "$end" ] || fail "no place of \`head\` in $weights"
+printf '\377\377\377\177' | dd of="$weights" bs=1 seek=$((4 + header + end)) conv=notrunc 2>/dev/null
+"$COLAC" train models/llama.cola --plan cola --recipe demo -D V=256 -D D=16 -D F=24 -D H=2 -D L=1 \
+    -D S=12 -D B=2 -D batch=2 --data "$work/data" --out "$work/nan" --steps 1 --precision bf16 \
+    --weights "$weights" >"$work/nan.log" 2>&1 &&
+    fail "trained from a weight that is NaN"
+grep -q 'help: a weight that it reads was not finite before' "$work/nan.log" ||
+    { cat "$work/nan.log"; fail "no word of the weight that is NaN"; }
+
 kept() {
     "$COLAC" check models/llama.cola --preset 20m --plan cola_m --json "$@" |
         sed 's/.*"kept_activations": *\([0-9]*\).*/\1/'
