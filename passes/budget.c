@@ -429,6 +429,13 @@ static void advise(Diagnostic *error, const Module *module, int64_t peak) {
 static void refuse(Ladder *ladder) {
     const Compilation *compilation = ladder->context->compilation;
     const Rung *least = &ladder->rungs.data[least_planned(ladder)];
+    if (least->peak == INT64_MAX) {
+        help(error_at(ladder->context->diagnostics, compilation->memory->span,
+                      "a training step of `%s` does not fit in an address space of 64 bits",
+                      compilation->model->name.text),
+             "choose smaller sizes");
+        return;
+    }
     Arena *arena = arena_new();
     char bound[32], minimum[32], states[32];
     Diagnostic *error =
@@ -436,7 +443,7 @@ static void refuse(Ladder *ladder) {
                  "a training step of `%s` takes at least %s (%lld bytes), and the bound is %s",
                  compilation->model->name.text, bytes_text(least->peak, minimum),
                  (long long)least->peak, bytes_text(compilation->memory_bytes, bound));
-    Module *module = least->peak < INT64_MAX ? plan_module(ladder, least) : NULL;
+    Module *module = plan_module(ladder, least);
     if (module) {
         MemoryTable table = memory_table(module);
         int64_t arena_bytes = table.arena;

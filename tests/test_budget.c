@@ -614,8 +614,17 @@ static void long_blocks_take_seconds(void **state) {
     alarm(0);
 }
 
+static void sizes_that_no_memory_holds(void **state) {
+    (void)state;
+    Case c = {"models/mlp.cola", "full", "", {{"B", "1073741824"}, {"N", "134217728"}}, 2};
+    Outcome outcome = compile_case(&c, 1024);
+    assert_false(outcome.fits);
+    assert_non_null(strstr(outcome.said, "does not fit in an address space of 64 bits"));
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(sizes_that_no_memory_holds),
         cmocka_unit_test(closures_are_least),
         cmocka_unit_test(whole_ladders_have_no_excess),
         cmocka_unit_test(partial_ladders_have_little),
