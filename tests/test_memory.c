@@ -259,6 +259,7 @@ static void bounds_of_all_orders(void **state) {
         }
         attained += best == bound;
         excess += (double)scheduled / (double)best - 1;
+        module_free(module);
     }
     assert_true(attained >= 40);
     assert_true(excess / 60 <= 0.04);
