@@ -146,6 +146,7 @@ void help(Diagnostic *diagnostic, const char *format, ...) PRINTF_LIKE(2, 3);
 void diagnostics_print(Diagnostics *diagnostics, FILE *stream);
 /* Line and column, from 1; columns count code points. */
 void span_position(Span span, int *line, int *column);
+const char *place_text(Span span, Arena *arena); /* models/llama.cola:46; "": no place */
 Span span_join(Span a, Span b); /* from the first's beginning to the second's end */
 
 /* The user's fault where nothing can be returned, like memory that runs out: prints one error at

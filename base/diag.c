@@ -73,8 +73,9 @@ char *first_error(const Diagnostics *diagnostics, Arena *arena) {
     int line = 1, column = 1;
     if (first && first->span.source)
         span_position(first->span, &line, &column);
-    return first ? arena_printf(arena, "%s:%d:%d: %s", first->name, line, column, first->message)
-                 : arena_strdup(arena, "");
+    return first
+               ? arena_printf(arena, "%s:%d:%d: %s", first->name, line, column, first->message)
+               : arena_strdup(arena, "");
 }
 
 /* A message cut to a length that a reader can take in: names in it may be megabytes long. */
@@ -254,6 +255,14 @@ void span_position(Span span, int *line, int *column) {
     for (const char *p = span.source->text; (p = memchr(p, '\n', (size_t)(place - p))); p++)
         ++*line;
     *column = 1 + count_columns(line_of(span).begin, place);
+}
+
+const char *place_text(Span span, Arena *arena) {
+    if (!span.source)
+        return "";
+    int line, column;
+    span_position(span, &line, &column);
+    return arena_printf(arena, "%s:%d", span.source->name, line);
 }
 
 Span span_join(Span a, Span b) {

@@ -228,15 +228,16 @@ typedef struct GroupIndex {
 } GroupIndex;
 GroupIndex group_index(const Function *function, Arena *arena);
 
-/* Lowers one flat, row, column or scatter group.  Memory in `arena`, but for the kernel's
- * arrays. row       for each row: sweeps over the inner axes, one for each depth of reductions,
- * then one for what depends on the last; row values between them.  A value that is dear to
- * compute and wanted in several sweeps is kept in a buffer of the row, as far as those fit in
- * cache.  Few and long rows are cut in blocks of REDUCE_BLOCK that run side by side. column the
- * summed positions are cut in chunks (a function of their number alone), each summed in order;
- * the partial sums are summed in chunk order scatter   a worker owns a block of the kept axes
- * and walks the index in order.  The stores of a flat group, and those of a row group's last sweep,
- * may take over the memory of an operand (may_take_place_of). */
+/* Lowers one flat, row, column or scatter group.  Memory in `arena`, but for the kernel's arrays.
+ *   row      for each row: sweeps over the inner axes, one for each depth of reductions, then one
+ *            for what depends on the last; row values between them.  A value that is dear to compute
+ *            and wanted in several sweeps is kept in a buffer of the row, as far as those fit in
+ *            cache.  Few and long rows are cut in blocks of REDUCE_BLOCK that run side by side
+ *   column   the summed positions are cut in chunks (a function of their number alone), each summed
+ *            in order; the partial sums are summed in chunk order
+ *   scatter  a worker owns a block of the kept axes and walks the index in order
+ * The stores of a flat group, and those of a row group's last sweep, may take over the memory of an
+ * operand (may_take_place_of). */
 LoweredGroup lower_group(const Function *function, const GroupIndex *index, int group,
                          Arena *arena);
 /* Bytes of scratch memory that its kernel wants, each array aligned: a function of extents. */

@@ -388,14 +388,25 @@ static void print_parallel(CPrinter *p, ValueId id) {
  * ones write (ask_ahead in the prelude). */
 enum { AHEAD_BLOCK = 1024, AHEAD_EXTENT = 4 * AHEAD_BLOCK, AHEAD_WORK = 16 };
 
-/* Does it store to memory in the order of the loop? */
+static bool is_made_in(const Region *region, ValueId value) {
+    for (int64_t i = 0; i < region->count; i++)
+        if (region->data[i] == value)
+            return true;
+    return false;
+}
+
+/* Does it store to memory in the order of the loop, at an address that is known before it? */
 static bool stores_in_order(const CPrinter *p, const Instruction *store, ValueId loop) {
     if (store->kind != KERNEL_STORE || p->kernel->buffers.data[store->buffer].argument < 0)
         return false;
-    for (int i = 0; i < store->at.term_count; i++)
-        if (store->at.terms[i].value == loop)
-            return store->at.terms[i].stride == 1;
-    return false;
+    bool in_order = false;
+    for (int i = 0; i < store->at.term_count; i++) {
+        const Term *term = &store->at.terms[i];
+        in_order |= term->value == loop && term->stride == 1;
+        if (is_made_in(&at(p, loop)->loop->body, term->value))
+            return false;
+    }
+    return in_order;
 }
 
 static bool asks_ahead(const CPrinter *p, ValueId id) {

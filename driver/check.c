@@ -33,8 +33,9 @@ static void print_flops(const Figures *figures) {
     print_flops_row("executed, all ops", flops->executed, "");
 }
 
-static void print_memory(const MemoryTable *memory) {
+static void print_memory(const MemoryTable *memory, const Module *module) {
     char bound[32], lost[32];
+    const Function *largest = largest_function(module);
     printf("  memory of a training step\n");
     print_bytes("weights", memory->weights);
     print_bytes("gradients", memory->gradients);
@@ -51,6 +52,9 @@ static void print_memory(const MemoryTable *memory) {
            memory->arena > 0
                ? 100.0 * (double)(memory->arena - memory->lower_bound) / (double)memory->arena
                : 0.0);
+    if (largest)
+        printf("  no order of execution can do with less than %s of them\n",
+               bytes_text(order_bound(largest), bound));
 }
 
 void print_heading(const Request *request, const Compilation *compilation) {
@@ -68,7 +72,7 @@ static void print_table(const Options *options, const Compilation *compilation,
     if (figures->low_rank)
         printf("    in factorized blocks %20s\n", with_commas(figures->low_rank, buffer));
     print_flops(figures);
-    print_memory(&figures->memory);
+    print_memory(&figures->memory, compilation->module);
     printf("  a step runs %d kernels, %d matrix products, %d copies\n", figures->kernels,
            figures->dots, figures->copies);
 }

@@ -4,7 +4,6 @@
  *   options.c   the table of options; what each command takes
  *   compile.c   model text to a scheduled module and its programs, as every command needs it
  *   figures.c   what check, plan and others say of a compiled model: parameters, FLOPs, bytes
- *   values.c    what values are called, in the names of the text; tables of them
  *   directives.c which directives of a plan change the model, and which are exact
  *   check.c     colac check
  *   timeline.c  the memory of a step over its course
@@ -126,38 +125,6 @@ void print_heading(const Request *request, const Compilation *compilation);
 /* One object, a line; it is gone then. */
 void print_json_object(struct json_t *object);
 const char *scaled_text(double number, char buffer[32]); /* 24.18 M */
-const char *place_text(Span span, Arena *arena);         /* models/llama.cola:46; "": no place */
-
-/* ---- values.c ------------------------------------------------------------------------------ */
-/* layer[3].attn.wq: the instance 3 of loop `layer`, and attn.wq within it.  A path with no index is
- * all `rest`, with loop "" and index -1. */
-typedef struct PathParts {
-    const char *loop;
-    int64_t index;
-    const char *rest; /* further indices as [*] */
-} PathParts;
-PathParts split_path(const char *path, Arena *arena);
-typedef ARRAY(int64_t) IndexList;
-const char *loop_text(const char *loop, IndexList *indices, Arena *arena); /* layer[0..6, 9] */
-
-/* What the text calls the values of a function.  Memory in `arena`. */
-typedef struct ValueNames ValueNames;
-ValueNames *value_names(const Function *function, Arena *arena);
-typedef struct ValueRow { /* one value of a block, in all its instances */
-    const char *section;  /* layer[0..7]; "": outside of loops */
-    const char *name;     /* attn.wq.low; without a name: attn_norm: div */
-    bool named;
-    Span span;
-    int64_t values, bytes; /* their number; bytes and FLOPs in sum */
-    double flops;
-} ValueRow;
-/* by_line: values without a name are one row for a line of the text, else one for each op. */
-typedef struct ValueTable ValueTable;
-ValueTable *value_table_new(const ValueNames *names, bool by_line);
-void value_table_add(ValueTable *table, NodeId id, int64_t bytes, double flops);
-ValueRow *value_table_rows(ValueTable *table, int64_t *count); /* once; the table's own */
-void value_table_free(ValueTable *table);
-const char *value_row_path(const ValueRow *row, Arena *arena); /* layer[0..7].attn.wq.low */
 
 /* ---- directives.c -------------------------------------------------------------------------- */
 typedef enum ReportClass {

@@ -143,11 +143,3 @@ const char *scaled_text(double number, char buffer[32]) {
     snprintf(buffer, 32, unit ? "%.2f%s" : "%.0f%s", number, units[unit]);
     return buffer;
 }
-
-const char *place_text(Span span, Arena *arena) {
-    if (!span.source)
-        return "";
-    int line, column;
-    span_position(span, &line, &column);
-    return arena_printf(arena, "%s:%d", span.source->name, line);
-}

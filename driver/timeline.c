@@ -17,15 +17,6 @@ typedef struct Timeline {
     int64_t turn;    /* the first step that computes a gradient; -1 */
 } Timeline;
 
-/* The function that needs the largest arena: what the memory table speaks of. */
-static const Program *largest_program(const ProgramSet *set) {
-    const Program *largest = &set->programs[0];
-    for (int i = 1; i < set->program_count; i++)
-        if (set->programs[i].function->arena_bytes > largest->function->arena_bytes)
-            largest = &set->programs[i];
-    return largest;
-}
-
 static Timeline timeline_of(const Program *program, Arena *arena) {
     const Function *function = program->function;
     Timeline t = {program, function, arena, program->step_count, live_bytes(function, arena),
@@ -82,29 +73,10 @@ static void print_plot(const Timeline *t) {
 
 /* ---- what is live at the peak ----------------------------------------------------------- */
 
-static int compare_bytes(const void *left, const void *right) {
-    const ValueRow *a = left, *b = right;
-    if (a->bytes != b->bytes)
-        return a->bytes < b->bytes ? 1 : -1;
-    return strcmp(a->name, b->name);
-}
-
-static ValueTable *live_at(const Timeline *t, int64_t step) {
-    ValueTable *table = value_table_new(value_names(t->function, t->arena), false);
-    ValueLife *lives;
-    int64_t count = value_lives(t->function, t->arena, &lives);
-    for (int64_t i = 0; i < count; i++)
-        if (lives[i].begin <= step && step <= lives[i].end)
-            value_table_add(table, lives[i].node, lives[i].bytes, 0);
-    return table;
-}
-
 static void print_live(const Timeline *t, bool json) {
     int64_t count;
-    ValueTable *table = live_at(t, t->peak_at);
-    ValueRow *rows = value_table_rows(table, &count);
-    if (count)
-        qsort(rows, (size_t)count, sizeof *rows, compare_bytes);
+    ValueTable *table = live_values(t->function, t->peak_at, t->arena);
+    ValueRow *rows = value_table_largest(table, &count);
     for (int64_t i = 0; i < count && i < LARGEST; i++) {
         char unit[32];
         const char *path = value_row_path(&rows[i], t->arena);
@@ -140,7 +112,10 @@ static void print_timeline_json(const Timeline *t) {
 
 void print_timeline(const Compiled *compiled, bool json) {
     Arena *arena = arena_new();
-    Timeline t = timeline_of(largest_program(compiled->programs), arena);
+    const ProgramSet *set = compiled->programs;
+    const Function *largest = largest_function(set->module);
+    const Program *program = largest ? program_find(set, largest->name) : NULL;
+    Timeline t = timeline_of(program ? program : &set->programs[0], arena);
     const Step *peak = t.steps ? &t.program->steps[t.peak_at] : NULL;
     if (json && peak)
         print_timeline_json(&t);

@@ -887,13 +887,6 @@ const Node *node_at(const Function *function, NodeId id) {
     return &function->nodes.data[id];
 }
 
-int order_position(const Placement *placement, AxisId axis) {
-    for (int i = 0; i < placement->order_count; i++)
-        if (placement->order[i] == axis)
-            return i;
-    return -1;
-}
-
 /* ---- short forms
  * --------------------------------------------------------------------------------------- */
 

@@ -326,8 +326,6 @@ const Node *node_at(const Function *function, NodeId id);
  * annotations are kept; an ordinal of -1 asks for the next of its scope.  `node.type` must be what
  * infer_type says. */
 NodeId function_append(Function *function, Node node);
-/* Position of an axis in a node's memory order (placement.order), or -1. */
-int order_position(const Placement *placement, AxisId axis);
 
 /* Rebuilding: passes make a new function and swap it in.  `map` has a new id for each old one that
  * was copied (-1 otherwise). */

@@ -274,141 +274,29 @@ static int64_t least_planned(const Ladder *ladder) {
 
 /* ---- refusals -------------------------------------------------------------------------- */
 
-/* Values of one place in a block, over all its instances. */
-typedef struct LiveKind {
-    char *name;
-    int64_t bytes, count, each;
-    NodeId first;
-    Span span;
-} LiveKind;
-typedef ARRAY(LiveKind) LiveKinds;
-
-/* layer[3].attn -> layer[*].attn */
-static void print_general_path(const char *path, Text *out) {
-    for (; *path; path++) {
-        text_append(out, path, 1);
-        if (*path != '[')
-            continue;
-        text_puts(out, "*");
-        while (path[1] && path[1] != ']')
-            path++;
-    }
+static void note_live_row(Diagnostic *error, const ValueRow *row, Arena *arena) {
+    char unit[32];
+    Text several = {0};
+    if (row->values > 1)
+        text_printf(&several, ", %lld values", (long long)row->values);
+    note_at(error, row->span, "%s at its peak: `%s`%s", bytes_text(row->bytes, unit),
+            value_row_path(row, arena), text_string(&several));
+    text_free(&several);
 }
 
-/* By node: the first of its names; NULL. */
-static const NamedValue **first_names(const Function *function, Arena *arena) {
-    const NamedValue **names =
-        arena_alloc_array(arena, (size_t)function->nodes.count, sizeof *names);
-    for (int64_t i = function->names.count - 1; i >= 0; i--)
-        names[function->names.data[i].node] = &function->names.data[i];
-    return names;
-}
-
-/* The user's name of a value, else its op and the block that it is made in. */
-static char *name_of_value(const Function *function, const NamedValue *const *names, NodeId id,
-                           Arena *arena) {
-    const Node *node = node_at(function, id);
-    NodeId named = node->original >= 0     ? node->original
-                   : node->adjoint_of >= 0 ? node->adjoint_of
-                                           : id;
-    const char *name = names[named] ? names[named]->name : NULL;
-    ScopeId scope = name ? names[named]->scope : node_at(function, named)->scope;
-    Text text = {0};
-    text_puts(&text, node->original >= 0     ? "computed again: "
-                     : node->adjoint_of >= 0 ? "gradient of "
-                                             : "");
-    text_puts(&text, name ? "`" : "");
-    print_general_path(function->module->scopes.data[scope].path, &text);
-    if (name)
-        text_printf(&text, "%s%s`", scope ? "." : "", name);
-    else
-        text_printf(&text, "%s%s", scope ? ": a result of " : "a result of ",
-                    op_info[node_at(function, named)->op].name);
-    char *result = arena_strdup(arena, text_string(&text));
-    text_free(&text);
-    return result;
-}
-
-/* Those of one name first to last. */
-static int by_name(const void *left, const void *right) {
-    const LiveKind *a = left, *b = right;
-    int order = strcmp(a->name, b->name);
-    return order ? order : (a->first > b->first) - (a->first < b->first);
-}
-
-/* Values of one name become one. */
-static void merge_kinds(LiveKinds *kinds) {
-    int64_t count = 0;
-    if (kinds->count)
-        qsort(kinds->data, (size_t)kinds->count, sizeof *kinds->data, by_name);
-    for (int64_t i = 0; i < kinds->count; i++) {
-        LiveKind *last = count ? &kinds->data[count - 1] : NULL;
-        if (last && strcmp(last->name, kinds->data[i].name) == 0) {
-            last->bytes += kinds->data[i].bytes;
-            last->count++;
-        } else {
-            kinds->data[count++] = kinds->data[i];
-        }
-    }
-    kinds->count = count;
-}
-
-static int by_bytes(const void *left, const void *right) {
-    const LiveKind *a = left, *b = right;
-    if (a->bytes != b->bytes)
-        return a->bytes > b->bytes ? -1 : 1;
-    return strcmp(a->name, b->name);
-}
-
-static const Function *largest_function(const Module *module) {
-    const Function *largest = module->functions.data[0];
-    for (int64_t i = 1; i < module->functions.count; i++)
-        if (module->functions.data[i]->arena_bytes > largest->arena_bytes)
-            largest = module->functions.data[i];
-    return largest;
-}
-
-/* What lives when most does. */
-static LiveKinds live_at_peak(const Function *function, Arena *arena) {
-    LiveKinds kinds = {0};
-    int64_t *live = live_bytes(function, arena), peak = 0;
+/* What lives when most does, the largest first. */
+static void note_live_values(Diagnostic *error, const Module *module, Arena *arena) {
+    const Function *function = largest_function(module);
+    if (!function)
+        return;
+    int64_t *live = live_bytes(function, arena), peak = 0, count;
     for (int64_t g = 1; g <= function->groups.count; g++)
         peak = live[g] > live[peak] ? g : peak;
-    ValueLife *lives;
-    int64_t count = value_lives(function, arena, &lives);
-    const NamedValue **names = first_names(function, arena);
-    for (int64_t i = 0; i < count; i++) {
-        NodeId id = lives[i].node;
-        if (lives[i].begin > peak || lives[i].end < peak)
-            continue;
-        LiveKind kind = {.name = name_of_value(function, names, id, arena),
-                         .bytes = lives[i].bytes,
-                         .count = 1,
-                         .each = lives[i].bytes,
-                         .first = id,
-                         .span = node_at(function, id)->span};
-        array_push(&kinds, kind);
-    }
-    merge_kinds(&kinds);
-    if (kinds.count)
-        qsort(kinds.data, (size_t)kinds.count, sizeof *kinds.data, by_bytes);
-    return kinds;
-}
-
-static void note_live_values(Diagnostic *error, const Module *module, Arena *arena) {
-    LiveKinds kinds = live_at_peak(largest_function(module), arena);
-    char unit[32], each[32];
-    for (int64_t i = 0; i < kinds.count && i < VALUES_SHOWN; i++) {
-        const LiveKind *kind = &kinds.data[i];
-        if (kind->count > 1)
-            note_at(error, kind->span, "%s at its peak: %s, %lld values of %s",
-                    bytes_text(kind->bytes, unit), kind->name, (long long)kind->count,
-                    bytes_text(kind->each, each));
-        else
-            note_at(error, kind->span, "%s at its peak: %s", bytes_text(kind->bytes, unit),
-                    kind->name);
-    }
-    array_free(&kinds);
+    ValueTable *table = live_values(function, peak, arena);
+    ValueRow *rows = value_table_largest(table, &count);
+    for (int64_t i = 0; i < count && i < VALUES_SHOWN; i++)
+        note_live_row(error, &rows[i], arena);
+    value_table_free(table);
 }
 
 static void advise(Diagnostic *error, const Module *module, int64_t peak) {

@@ -193,19 +193,24 @@ static void flood_pairs(Clusters *c, NodeId id) {
                 flood_from(c, id, (Pair){left.axes[i], right.axes[k]});
 }
 
+bool *sampled_part(const Function *function, Arena *arena) {
+    bool *sampled = arena_alloc(arena, (size_t)function->nodes.count);
+    for (int64_t id = 0; id < function->nodes.count; id++) {
+        const Node *node = &function->nodes.data[id];
+        sampled[id] = node->op == OP_INPUT;
+        for (int i = 0; i < node->input_count; i++)
+            sampled[id] |= sampled[node->inputs[i]];
+    }
+    return sampled;
+}
+
 bool *cluster_interiors(const Function *function, Arena *arena) {
     size_t nodes = (size_t)function->nodes.count;
     bool *forward = forward_part(function);
     Clusters c = {.function = function,
                   .forward = forward,
-                  .sampled = arena_alloc(arena, nodes),
+                  .sampled = sampled_part(function, arena),
                   .interior = arena_alloc(arena, nodes)};
-    for (size_t id = 0; id < nodes; id++) {
-        const Node *node = at(&c, (NodeId)id);
-        c.sampled[id] = node->op == OP_INPUT;
-        for (int i = 0; i < node->input_count; i++)
-            c.sampled[id] |= c.sampled[node->inputs[i]];
-    }
     index_users(&c, arena);
     resize_reached(&c, 1024);
     for (size_t id = 0; id < nodes; id++)

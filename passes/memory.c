@@ -111,6 +111,14 @@ static int64_t slab_bytes(const Module *module, Role role) {
     return total;
 }
 
+const Function *largest_function(const Module *module) {
+    const Function *largest = NULL;
+    for (int64_t i = 0; i < module->functions.count; i++)
+        if (!largest || module->functions.data[i]->arena_bytes > largest->arena_bytes)
+            largest = module->functions.data[i];
+    return largest && largest->arena_bytes > 0 ? largest : NULL;
+}
+
 MemoryTable memory_table(const Module *module) {
     MemoryTable table = {.weights = slab_bytes(module, ROLE_WEIGHT),
                          .copies = slab_bytes(module, ROLE_COPY),
@@ -118,16 +126,13 @@ MemoryTable memory_table(const Module *module) {
                          .optimizer = slab_bytes(module, ROLE_MOMENT),
                          .tables =
                              slab_bytes(module, ROLE_TABLE) + slab_bytes(module, ROLE_METRIC)};
-    for (int64_t i = 0; i < module->functions.count; i++) {
-        const Function *function = module->functions.data[i];
-        if (function->arena_bytes <= table.arena)
-            continue;
+    const Function *function = largest_function(module);
+    if (function) {
         Arena *arena = arena_new();
         ValueLife *lives;
         int64_t count = value_lives(function, arena, &lives);
         table.arena = function->arena_bytes;
         table.lower_bound = largest_of(function, live_bytes(function, arena));
-        table.kept_activations = 0;
         for (int64_t k = 0; k < count; k++)
             table.kept_activations += lives[k].kept ? lives[k].bytes : 0;
         arena_free(arena);

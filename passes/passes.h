@@ -10,6 +10,7 @@
  *   clusters.c   interiors: what a chunk never stores (scores of attention, logits)
  *   precision.c  final dtypes: products in bf16, and the bf16 copies of weights
  *   recompute.c  what the backward part reads: a kept value or a clone
+ *   values.c     what values are called, in the names of the text; tables of them
  *   budget.c     `memory N`: the least added FLOPs whose planned peak fits
  *   candidates.c patterns of block instances, and points: sets of values that they may keep
  *   mincut.c     the cheapest set that is closed under what its members require
@@ -126,6 +127,8 @@ bool pass_memory(PassContext *context);
  *     leaves through reductions alone (logits: V with positions).
  * By node: is it inside of one?  An adjoint is where its primal is.  Memory in `arena`. */
 bool *cluster_interiors(const Function *function, Arena *arena);
+/* By node: does it depend on an input? */
+bool *sampled_part(const Function *function, Arena *arena);
 
 /* ---- precision.c ---------------------------------------------------------------------------
  * With bf16: the operands of dots are bf16, sums are f32, results bf16 where they are no gradient
@@ -204,6 +207,40 @@ void closure_gain(CutNetwork *network, int64_t node, int64_t gain);
 void closure_requires(CutNetwork *network, int64_t node, int64_t other);
 void closure_solve(CutNetwork *network, bool *chosen); /* the smallest of the best sets */
 void closure_free(CutNetwork *network);
+
+/* ---- values.c ------------------------------------------------------------------------------ */
+/* layer[3].attn.wq: the instance 3 of loop `layer`, and attn.wq within it.  A path with no index is
+ * all `rest`, with loop "" and index -1. */
+typedef struct PathParts {
+    const char *loop;
+    int64_t index;
+    const char *rest; /* further indices as [*] */
+} PathParts;
+PathParts split_path(const char *path, Arena *arena);
+typedef ARRAY(int64_t) IndexList;
+const char *loop_text(const char *loop, IndexList *indices, Arena *arena); /* layer[0..6, 9] */
+
+/* What the text calls the values of a function.  Memory in `arena`. */
+typedef struct ValueNames ValueNames;
+ValueNames *value_names(const Function *function, Arena *arena);
+typedef struct ValueRow { /* one value of a block, in all its instances */
+    const char *section;  /* layer[0..7]; "": outside of loops */
+    const char *name;     /* attn.wq.low; without a name: attn_norm: div */
+    bool named;
+    Span span;
+    int64_t values, bytes; /* their number; bytes and FLOPs in sum */
+    double flops;
+} ValueRow;
+/* by_line: values without a name are one row for a line of the text, else one for each op. */
+typedef struct ValueTable ValueTable;
+ValueTable *value_table_new(const ValueNames *names, bool by_line);
+void value_table_add(ValueTable *table, NodeId id, int64_t bytes, double flops);
+ValueRow *value_table_rows(ValueTable *table, int64_t *count); /* once; the table's own */
+ValueRow *value_table_largest(ValueTable *table, int64_t *count); /* the same, most bytes first */
+/* The values of a scheduled function that live while group `slot` runs. */
+ValueTable *live_values(const Function *function, int64_t slot, Arena *arena);
+void value_table_free(ValueTable *table);
+const char *value_row_path(const ValueRow *row, Arena *arena); /* layer[0..7].attn.wq.low */
 
 /* ---- budget.c ------------------------------------------------------------------------------
  * `memory N`: the least added FLOPs that the search knows, whose really planned peak (context's
@@ -414,6 +451,8 @@ typedef struct MemoryTable { /* lower_bound: no arena can be smaller with this o
     int64_t lower_bound; /* the largest sum of live bytes at one step */
 } MemoryTable;
 MemoryTable memory_table(const Module *module);
+/* The placed function with the largest arena, of which memory_table speaks; NULL: none has one. */
+const Function *largest_function(const Module *module);
 
 /* ---- counts.c ------------------------------------------------------------------------------ */
 /* Structure counts of a module after fuse, for `expect` lines of tests. */

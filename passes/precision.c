@@ -170,16 +170,10 @@ static void analyze(Precision *p, Function *function) {
     p->old = function;
     p->interior = cluster_interiors(function, p->arena);
     p->forward = forward_part(function);
-    p->sampled = arena_alloc(p->arena, nodes);
+    p->sampled = sampled_part(function, p->arena);
     p->written = arena_alloc(p->arena, nodes);
     p->wanted = arena_alloc(p->arena, nodes);
     p->rounded = arena_alloc(p->arena, nodes);
-    for (NodeId id = 0; id < (NodeId)nodes; id++) {
-        const Node *node = at(p, id);
-        p->sampled[id] = node->op == OP_INPUT;
-        for (int i = 0; i < node->input_count; i++)
-            p->sampled[id] |= p->sampled[node->inputs[i]];
-    }
     for (int64_t i = 0; i < function->writes.count; i++)
         p->written[below_views(p, function->writes.data[i].value)] = true;
     find_wanted(p);

@@ -94,11 +94,13 @@ static Request small_request(const char *path, const Define *layers) {
                      .define_count = 1};
 }
 
-/* The text of a model after a pass (NULL: before any). */
-static void add_module(const char *path, const char *last) {
+/* The text of a model after a pass (NULL: before any); with clones, and with copies in bf16. */
+static void add_module(const char *path, const char *last, bool narrow) {
     Diagnostics *diagnostics = diagnostics_new();
     Define layers = {"L", "1"};
     Request request = small_request(path, &layers);
+    request.plan = "cola_m";
+    request.precision = narrow ? "bf16" : NULL;
     Compilation *compilation = compile_model(&request, diagnostics);
     assert_non_null(compilation);
     PassContext context = {.module = compilation->module,
@@ -127,9 +129,9 @@ static int load_seeds(void **state) {
     add_files(&models, "tests/golden/passes/*/*.cola");
     add_words(&models, embedded_std_cola);
     for (int i = 0; i < models.favourites; i++) {
-        add_module(models.seeds[i].path, NULL);
+        add_module(models.seeds[i].path, NULL, false);
         for (int pass = 0; pass < pass_count; pass++)
-            add_module(models.seeds[i].path, pass_list[pass].name);
+            add_module(models.seeds[i].path, pass_list[pass].name, pass % 2);
     }
     modules.favourites = modules.count;
     add_files(&modules, "tests/golden/passes/*/*.ir");

@@ -3,7 +3,7 @@
  * layer[0].attn.wq.low, layer[1].attn.wq.low, … are the row `attn.wq.low` of section layer[0..7].  A
  * value is named by what it is bound to in the instance that it belongs to, else as what an instance
  * returned (`attn.out`), else by its op and its line.  A view's name is that of its memory. */
-#include "driver/driver.h"
+#include "passes/passes.h"
 
 /* ---- names ---------------------------------------------------------------------------- */
 
@@ -282,6 +282,31 @@ ValueRow *value_table_rows(ValueTable *table, int64_t *count) {
     string_map_free(&sections);
     *count = table->finished.count;
     return table->finished.data;
+}
+
+static int compare_bytes(const void *left, const void *right) {
+    const ValueRow *a = left, *b = right;
+    if (a->bytes != b->bytes)
+        return a->bytes > b->bytes ? -1 : 1;
+    int order = strcmp(a->section, b->section);
+    return order ? order : strcmp(a->name, b->name);
+}
+
+ValueRow *value_table_largest(ValueTable *table, int64_t *count) {
+    ValueRow *rows = value_table_rows(table, count);
+    if (*count)
+        qsort(rows, (size_t)*count, sizeof *rows, compare_bytes);
+    return rows;
+}
+
+ValueTable *live_values(const Function *function, int64_t slot, Arena *arena) {
+    ValueTable *table = value_table_new(value_names(function, arena), false);
+    ValueLife *lives;
+    int64_t count = value_lives(function, arena, &lives);
+    for (int64_t i = 0; i < count; i++)
+        if (lives[i].begin <= slot && slot <= lives[i].end)
+            value_table_add(table, lives[i].node, lives[i].bytes, 0);
+    return table;
 }
 
 const char *value_row_path(const ValueRow *row, Arena *arena) {
