@@ -70,6 +70,7 @@ bool compile(Compiled *compiled, const Options *options, const char *last, bool 
             .diagnostics = compiled->diagnostics,
             .no_fuse = options->no_fuse,
             .no_reuse = options->no_reuse,
+            .keep_gradients = options->keep_gradients,
             .for_training = for_training,
             .measure = measure_module,
             .measure_data = &measuring,

@@ -47,7 +47,7 @@ typedef struct Options {
     int64_t steps;           /* 0: the recipe's */
     bool json, dot, check_only, list_parameters;
     bool list_layers, list_directives, timeline, explain, no_predict;
-    bool no_fuse, no_reuse, poison, check_nan;
+    bool no_fuse, no_reuse, keep_gradients, poison, check_nan;
     /* sweep */
     const char *over[MAX_OVER]; /* NAME=V1,V2,… in the order given */
     int over_count;

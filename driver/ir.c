@@ -108,6 +108,7 @@ static int transform(const Options *options, Module *module, Compilation *compil
                            .diagnostics = diagnostics,
                            .no_fuse = options->no_fuse,
                            .no_reuse = options->no_reuse,
+                           .keep_gradients = options->keep_gradients,
                            .for_training = true};
     if (options->passes && !run_named_passes(&context, options->passes, &stage))
         return 1;

@@ -250,6 +250,8 @@ static const Option option_list[] = {
     {"--json", NULL, TAKES_NOTHING, AT(json), "", "JSON objects, one a line"},
     {"--no-fuse", NULL, TAKES_NOTHING, AT(no_fuse), MODELS, "one kernel a node"},
     {"--no-reuse", NULL, TAKES_NOTHING, AT(no_reuse), MODELS, "every value its own memory"},
+    {"--keep-gradients", NULL, TAKES_NOTHING, AT(keep_gradients), MODELS,
+     "all at once, though the recipe lets each be used and forgotten"},
     {"--poison", NULL, TAKES_NOTHING, AT(poison), " train grad ",
      "fill the arena with NaN first"},
     {"--check-nan", NULL, TAKES_NOTHING, AT(check_nan), " train grad ",

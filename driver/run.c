@@ -62,6 +62,7 @@ int run_grad_command(Options *options) {
         !given(options, options->data, "--data PATH") ||
         !given(options, options->output, "-o OUT.safetensors"))
         return 2;
+    options->keep_gradients = true;
     return compile_and_run(options, true, run_grad);
 }
 

@@ -296,6 +296,7 @@ typedef enum ScheduleKind { RATE_CONSTANT, RATE_COSINE, RATE_LINEAR } ScheduleKi
 /* A recipe with every value settled. */
 typedef struct Recipe {
     const char *name;
+    bool is_named;             /* a text says it; else all of it is the default */
     int64_t steps, warmup, batch /* sequences an update */, validate_every;
     double clip;               /* 0: none */
     ScheduleKind schedule;

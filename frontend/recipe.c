@@ -151,6 +151,7 @@ void declare_recipe(Expander *x) {
     if (item)
         extension_chain(x, item, &x->recipe_chain);
     x->compilation->recipe.name = item ? item->name.text : "default";
+    x->compilation->recipe.is_named = item != NULL;
     collect_uses(x);
     for (int64_t i = 0; i < x->recipe_chain.count; i++)
         declare_recipe_item(x, x->recipe_chain.data[i]);

@@ -1222,6 +1222,53 @@ Function *rebuild_finish(Rebuild *r) {
     return fresh;
 }
 
+/* ---- dropping states ---------------------------------------------------------------- */
+
+static void index_states(Module *module) {
+    Text key = {0};
+    for (int64_t i = 0; i < module->states.count; i++) {
+        const State *state = &module->states.data[i];
+        key.length = 0;
+        print_state_key(&key, state->path, state->role, state->number);
+        string_map_set(&module->state_by_key, text_string(&key), i);
+    }
+    text_free(&key);
+}
+
+static StateId moved_state(const StateId *moved, int64_t id) {
+    INTERNAL_CHECK(moved[id] >= 0);
+    return moved[id];
+}
+
+static void renumber_states(Function *function, const StateId *moved) {
+    for (int64_t id = 0; id < function->nodes.count; id++)
+        if (function->nodes.data[id].op == OP_STATE)
+            function->nodes.data[id].attr.integer =
+                moved_state(moved, function->nodes.data[id].attr.integer);
+    for (int64_t i = 0; i < function->writes.count; i++)
+        function->writes.data[i].state = moved_state(moved, function->writes.data[i].state);
+    reset_interned(function);
+}
+
+void module_drop_states(Module *module, const bool *marked, int64_t count) {
+    StateId *moved = checked_alloc((size_t)module->states.count * sizeof *moved);
+    StateId next = 0;
+    for (int64_t id = 0; id < module->states.count; id++) {
+        moved[id] = id < count && marked[id] ? -1 : next++;
+        if (moved[id] >= 0)
+            module->states.data[moved[id]] = module->states.data[id];
+    }
+    module->states.count = next;
+    for (int64_t id = 0; id < next; id++)
+        if (module->states.data[id].weight >= 0)
+            module->states.data[id].weight = moved_state(moved, module->states.data[id].weight);
+    string_map_free(&module->state_by_key);
+    index_states(module);
+    for (int64_t i = 0; i < module->functions.count; i++)
+        renumber_states(module->functions.data[i], moved);
+    free(moved);
+}
+
 /* ---- copying
  * ------------------------------------------------------------------------------------------- */
 
@@ -1284,13 +1331,6 @@ Module *module_copy(const Module *module) {
         array_push(&copy->functions, copy_function(copy, module->functions.data[i]));
     for (int64_t i = 0; i < copy->axes.count; i++)
         string_map_set(&copy->axis_by_name, copy->axes.data[i].name, i);
-    Text key = {0};
-    for (int64_t i = 0; i < copy->states.count; i++) {
-        const State *state = &copy->states.data[i];
-        key.length = 0;
-        print_state_key(&key, state->path, state->role, state->number);
-        string_map_set(&copy->state_by_key, text_string(&key), i);
-    }
-    text_free(&key);
+    index_states(copy);
     return copy;
 }

@@ -250,6 +250,9 @@ AxisId module_axis(Module *module, const char *name, int64_t size, Span declared
 ScopeId module_scope(Module *module, ScopeId parent, const char *path, const char *block, Span call);
 StateId module_state(Module *module, State state); /* copies; path is interned */
 StateId module_find_state(const Module *module, const char *path, Role role, int number); /* -1 */
+/* Forgets the marked ones of the first `count` states, which nothing live reads or writes; the others
+ * get new numbers. */
+void module_drop_states(Module *module, const bool *marked, int64_t count);
 Function *module_function(Module *module, const char *name, int scalar_count,
                           const char *const *scalars); /* a new, empty one, appended */
 Function *module_find_function(const Module *module, const char *name); /* NULL */

@@ -5,6 +5,7 @@
  *   simplify.c   folding and dead code that change no bit
  *   autodiff.c   reverse mode; `gradient += …`
  *   tables.c     static transcendental values become states; the function `init` fills them
+ *   consume.c    gradients that need no slab: optimizers in `micro`, where the recipe allows it
  *   update.c     slab order; the function `update`: norm, clip, optimizers, zeroed gradients;
  *                the function `eval`: the loss alone
  *   clusters.c   interiors: what a chunk never stores (scores of attention, logits)
@@ -42,6 +43,7 @@ typedef struct PassContext {
     Diagnostics *diagnostics;
     bool no_fuse, no_reuse;    /* --no-fuse: one group a node; --no-reuse: no memory is shared */
     bool for_training;         /* build gradients and update (else `eval` alone) */
+    bool keep_gradients;       /* in their slab, whatever the recipe allows: somebody reads them */
     /* What will be held for a placed module, all things counted; NULL: memory_table. */
     struct MemoryTable (*measure)(const Module *module, void *data);
     void *measure_data;
@@ -82,6 +84,7 @@ bool pass_simplify(PassContext *context);
 bool pass_factorize(PassContext *context);
 bool pass_autodiff(PassContext *context);
 bool pass_tables(PassContext *context);
+bool pass_consume(PassContext *context);
 bool pass_update(PassContext *context);
 bool pass_precision(PassContext *context);
 bool pass_recompute(PassContext *context);
@@ -102,6 +105,14 @@ bool pass_memory(PassContext *context);
  * rounded once), and `micro` reads the state instead.  Absent when there is none.  A value larger
  * than the transcendental op in it (an expand of a cosine) is computed from the table. */
 
+/* ---- consume.c -----------------------------------------------------------------------------
+ * Where a recipe that is named has no clip, and one micro-batch makes an update, the gradients of
+ * groups with element-wise optimizers have no state.  `micro` then ends in `weight = …` and the
+ * moments of each such weight, has the runtime scalars that optimizers read, and writes GRADIENT_SQUARES,
+ * their Σ g² before any scale.  A weight's values are the same bit for bit. */
+#define GRADIENT_SQUARES "grad_squares"
+bool gradients_are_consumed(const PassContext *context, int group);
+
 /* ---- update.c ------------------------------------------------------------------------------
  * Every state gets its offset in the slab of its role: weights by optimizer group, then as
  * declared, at multiples of 16 elements; a gradient and the moments have their weight's offset.
@@ -116,6 +127,12 @@ bool pass_memory(PassContext *context);
  *   sum `observe.X` its mean over micro-batches, `observed.X`; then the sums are set to 0.
  * eval(step, seed, sample0, …): the forward part of micro, `loss_sum +=`, `weight_sum +=`.
  * Without for_training `micro` itself becomes `eval`, and there is no update. */
+StateId module_metric(Module *module, const char *path); /* a new one, f32 without axes */
+/* The runtime scalar that is the rate of an optimizer group: lr, lr_1, … */
+const char *recipe_rate_name(Arena *arena, int group);
+/* The sum of a value's squares, over `first` axes and then over the rest: one long f32 sum would
+ * lose the small terms. */
+NodeId build_squares_sum(Builder *b, NodeId value, const AxisId *first, int count);
 
 /* ---- clusters.c ----------------------------------------------------------------------------
  * A cluster is a maximal connected set of values of `micro`'s forward part that depend on the

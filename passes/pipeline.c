@@ -28,6 +28,9 @@ const Pass pass_list[] = {
     {"tables", pass_tables, STAGE_GRAPH, false,
      "after autodiff, so that values shared with gradients become one table; before update, "
      "whose eval then reads the tables too"},
+    {"consume", pass_consume, STAGE_GRAPH, true,
+     "when gradients are complete, and before update, which makes slabs for those that are "
+     "left"},
     {"update", pass_update, STAGE_GRAPH, true,
      "when all states of training exist: gives them their places in the slabs"},
     {"clean", pass_simplify, STAGE_GRAPH, false,

@@ -339,20 +339,19 @@ static StateId *add_copies(Module *module, const bool *read, Arena *arena) {
 }
 
 /* Beside every new value of a weight, its copy's. */
-static void write_copies(Module *module, const StateId *copies) {
-    Function *update = module_find_function(module, "update");
-    int64_t writes = update ? update->writes.count : 0;
+static void write_copies(Function *function, const StateId *copies) {
+    int64_t writes = function->writes.count;
     for (int64_t i = 0; i < writes; i++) {
-        Write write = update->writes.data[i];
+        Write write = function->writes.data[i];
         if (copies[write.state] < 0)
             continue;
-        const Node *value = node_at(update, write.value);
-        Builder b = builder(update);
+        const Node *value = node_at(function, write.value);
+        Builder b = builder(function);
         b.scope = value->scope;
         b.span = value->span;
         Write copy = {.state = copies[write.state],
                       .value = build_cast(&b, write.value, TYPE_BF16)};
-        array_push(&update->writes, copy);
+        array_push(&function->writes, copy);
     }
 }
 
@@ -379,7 +378,8 @@ bool pass_precision(PassContext *context) {
             rewrite(&parts[i], parts[i].old);
         free(parts[i].forward);
     }
-    write_copies(module, copies);
+    for (int64_t i = 0; i < module->functions.count; i++)
+        write_copies(module->functions.data[i], copies);
     arena_free(arena);
     return true;
 }

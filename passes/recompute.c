@@ -11,10 +11,19 @@
 #include "passes/passes.h"
 
 bool *forward_part(const Function *function) {
-    bool *forward = checked_alloc((size_t)function->nodes.count * sizeof *forward);
+    size_t count = (size_t)function->nodes.count;
+    bool *forward = checked_alloc(count * sizeof *forward);
+    bool *behind = checked_alloc(count * sizeof *behind); /* computed from an adjoint */
+    for (size_t id = 0; id < count; id++) {
+        const Node *node = &function->nodes.data[id];
+        behind[id] = node->adjoint_of >= 0;
+        for (int i = 0; i < node->input_count; i++)
+            behind[id] |= behind[node->inputs[i]];
+    }
     for (int64_t i = 0; i < function->writes.count; i++) {
         const Write *write = &function->writes.data[i];
-        if (function->module->states.data[write->state].role == ROLE_METRIC)
+        if (function->module->states.data[write->state].role == ROLE_METRIC &&
+            !behind[write->value])
             forward[write->value] = true;
     }
     for (int64_t id = function->nodes.count - 1; id >= 0; id--) {
@@ -22,6 +31,7 @@ bool *forward_part(const Function *function) {
         for (int i = 0; i < node->input_count && forward[id]; i++)
             forward[node->inputs[i]] = true;
     }
+    free(behind);
     return forward;
 }
 

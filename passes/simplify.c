@@ -417,7 +417,10 @@ static void rebuild_simplified(Simplifier *s, NodeId id) {
         free(inputs);
 }
 
+/* Is autodiff done?  Gradients may be gone already, consumed where they were computed. */
 static bool module_has_gradients(const Module *module) {
+    if (module_find_function(module, "update"))
+        return true;
     for (int64_t i = 0; i < module->states.count; i++)
         if (module->states.data[i].role == ROLE_GRADIENT)
             return true;

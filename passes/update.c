@@ -53,28 +53,36 @@ static bool place_state(const Module *module, State *state, int64_t *cursor) {
     return true;
 }
 
-/* Weights by group, then as declared.  A group's end is padded to whole rows. */
-static bool place_weights(Update *u) {
+/* A group's weights as declared.  Its end is padded to whole rows. */
+static bool place_group(Update *u, int group, int64_t *cursor) {
     Module *module = u->module;
-    int64_t cursor = 0;
-    for (int group = 0; group < u->group_count; group++) {
-        UpdateGroup *at = &u->groups[group];
-        at->begin = cursor;
-        for (int64_t id = 0; id < module->states.count; id++) {
-            State *state = &module->states.data[id];
-            if (state->role != ROLE_WEIGHT || state->group != group)
-                continue;
-            at->weight_count++;
-            if (!place_state(module, state, &cursor)) {
-                error_at(u->context->diagnostics, state->span,
-                         "with `%s` the model has more than 2^60 parameters", state->path);
-                return false;
-            }
+    UpdateGroup *at = &u->groups[group];
+    at->begin = *cursor;
+    for (int64_t id = 0; id < module->states.count; id++) {
+        State *state = &module->states.data[id];
+        if (state->role != ROLE_WEIGHT || state->group != group)
+            continue;
+        at->weight_count++;
+        if (!place_state(module, state, cursor)) {
+            error_at(u->context->diagnostics, state->span,
+                     "with `%s` the model has more than 2^60 parameters", state->path);
+            return false;
         }
-        at->row = row_of_window(cursor - at->begin);
-        at->end = cursor = at->begin + round_up(cursor - at->begin, at->row);
     }
+    at->row = row_of_window(*cursor - at->begin);
+    at->end = *cursor = at->begin + round_up(*cursor - at->begin, at->row);
     return true;
+}
+
+/* Groups that have gradients come first: their slab then ends with them. */
+static bool place_weights(Update *u) {
+    int64_t cursor = 0;
+    bool done = true;
+    for (int consumed = 0; consumed <= 1; consumed++)
+        for (int group = 0; done && group < u->group_count; group++)
+            if (gradients_are_consumed(u->context, group) == consumed)
+                done = place_group(u, group, &cursor);
+    return done;
 }
 
 /* Gradients where their weights are; tables and metrics one after the other. */
@@ -93,7 +101,7 @@ static bool place_others(Module *module) {
 
 /* ---- states of the update itself ---------------------------------------------------- */
 
-static StateId add_metric(Module *module, const char *path) {
+StateId module_metric(Module *module, const char *path) {
     return module_state(module, (State){.path = path,
                                         .role = ROLE_METRIC,
                                         .dtype = TYPE_F32,
@@ -126,11 +134,16 @@ static void add_windows(Update *u) {
     for (int group = 0; group < u->group_count; group++) {
         UpdateGroup *at = &u->groups[group];
         at->window = at->window_gradient = -1;
-        if (!at->weight_count || !optimizer_is_elementwise(u->compilation, group))
+        if (!at->weight_count || !optimizer_is_elementwise(u->compilation, group) ||
+            gradients_are_consumed(u->context, group))
             continue;
         at->window = add_window(u, group, ROLE_WEIGHT, -1);
         at->window_gradient = add_window(u, group, ROLE_GRADIENT, at->window);
     }
+}
+
+const char *recipe_rate_name(Arena *arena, int group) {
+    return group ? arena_printf(arena, "lr_%d", group) : "lr";
 }
 
 /* ---- the update's graph ------------------------------------------------------------- */
@@ -153,13 +166,10 @@ static void write_zero(Update *u, StateId state) {
     write_state(u, state, build_expand(&u->b, number(u, 0), type));
 }
 
-/* The sum of a value's squares, over `first` axes and then over the rest: one long f32 sum
- * would lose the small terms. */
-static NodeId sum_of_squares(Update *u, NodeId value, const AxisId *first, int count) {
-    NodeId rows =
-        build_reduce(&u->b, OP_SUM, build_2(&u->b, OP_MUL, value, value), first, count);
-    Type rest = type_at(u, rows);
-    return build_reduce(&u->b, OP_SUM, rows, rest.axes, rest.rank);
+NodeId build_squares_sum(Builder *b, NodeId value, const AxisId *first, int count) {
+    NodeId rows = build_reduce(b, OP_SUM, build_2(b, OP_MUL, value, value), first, count);
+    Type rest = node_at(b->function, rows)->type;
+    return build_reduce(b, OP_SUM, rows, rest.axes, rest.rank);
 }
 
 /* Σ g² of a group's window, by rows. */
@@ -173,31 +183,32 @@ static NodeId window_squares(Update *u, int group) {
                                    size / at->row, (Span){0}),
                        module_axis(u->module, arena_printf(u->module->arena, "%s.row", name),
                                    at->row, (Span){0})};
-    return sum_of_squares(u, build_split(&u->b, gradient, slab, split, 2), &split[1], 1);
+    return build_squares_sum(&u->b, build_split(&u->b, gradient, slab, split, 2), &split[1], 1);
 }
 
 static NodeId add_terms(Update *u, NodeId sum, NodeId term) {
     return sum < 0 ? term : build_2(&u->b, OP_ADD, sum, term);
 }
 
-/* Σ g² over all gradients. */
+static StateId find_metric(const Update *u, const char *path) {
+    return module_find_state(u->module, path, ROLE_METRIC, 0);
+}
+
+/* Σ g² over all gradients: of those that micro consumed, as it says. */
 static NodeId all_squares(Update *u) {
-    NodeId sum = -1;
+    StateId consumed = find_metric(u, GRADIENT_SQUARES);
+    NodeId sum = consumed < 0 ? -1 : build_state(&u->b, consumed);
     for (int group = 0; group < u->group_count; group++)
         if (u->groups[group].window >= 0)
             sum = add_terms(u, sum, window_squares(u, group));
     for (int64_t id = 0; id < u->module->states.count; id++) {
         State state = u->module->states.data[id];
         if (state.role == ROLE_GRADIENT && !state.flat && u->groups[state.group].window < 0)
-            sum = add_terms(
-                u, sum,
-                sum_of_squares(u, build_state(&u->b, (StateId)id), state.in, state.in_count));
+            sum = add_terms(u, sum,
+                            build_squares_sum(&u->b, build_state(&u->b, (StateId)id), state.in,
+                                              state.in_count));
     }
     return sum < 0 ? number(u, 0) : sum;
-}
-
-static StateId find_metric(const Update *u, const char *path) {
-    return module_find_state(u->module, path, ROLE_METRIC, 0);
 }
 
 /* Loss and gradient norm, their states; what gradients are scaled by. */
@@ -215,8 +226,8 @@ static bool build_scale(Update *u) {
     NodeId scale = build_2(b, OP_DIV, one, weight);
     NodeId norm = build_2(b, OP_MUL, build_1(b, OP_SQRT, all_squares(u)), scale);
     NodeId loss = build_2(b, OP_DIV, build_state(b, loss_sum), weight);
-    write_state(u, add_metric(u->module, "loss"), loss);
-    write_state(u, add_metric(u->module, "grad_norm"), norm);
+    write_state(u, module_metric(u->module, "loss"), loss);
+    write_state(u, module_metric(u->module, "grad_norm"), norm);
     write_zero(u, loss_sum);
     write_zero(u, weight_sum);
     double clip = u->compilation->recipe.clip;
@@ -239,9 +250,9 @@ static void build_observed(Update *u, NodeId micro_batches) {
             continue;
         const char *name = state.path + sizeof prefix - 1;
         NodeId mean = build_2(&u->b, OP_DIV, build_state(&u->b, (StateId)id), micro_batches);
-        write_state(u,
-                    add_metric(u->module, arena_printf(u->module->arena, "observed.%s", name)),
-                    mean);
+        write_state(
+            u, module_metric(u->module, arena_printf(u->module->arena, "observed.%s", name)),
+            mean);
         write_zero(u, (StateId)id);
     }
 }
@@ -305,7 +316,7 @@ static bool build_update(Update *u) {
     const char **scalars = arena_alloc_array(arena, (size_t)scalar_count, sizeof *scalars);
     scalars[0] = "step";
     for (int group = 0; group < u->group_count; group++)
-        scalars[1 + group] = group ? arena_printf(arena, "lr_%d", group) : "lr";
+        scalars[1 + group] = recipe_rate_name(arena, group);
     scalars[scalar_count - 1] = "micro_batches";
     u->function = module_function(u->module, "update", scalar_count, scalars);
     u->b = builder(u->function);

@@ -341,11 +341,11 @@ TokenData *token_data_open(const char *path, DataSplit split, SampleShape shape,
     bool good = folder ? add_folder(data, path, split, diagnostics)
                        : add_shard(data, path, diagnostics);
     if (good && data->samples == 0)
-        good = refuse(path, diagnostics,
-                      "use more data, or a model with fewer positions (`-D S=…`)",
-                      "%s %lld tokens and no place for one sample, which takes %lld in one file",
-                      split == SPLIT_VALIDATION ? "held out for validation are" : "it has",
-                      (long long)data->tokens, (long long)shape.span);
+        good = refuse(
+            path, diagnostics, "use more data, or a model with fewer positions (`-D S=…`)",
+            "%s %lld tokens and no place for one sample, which takes %lld in one file",
+            split == SPLIT_VALIDATION ? "held out for validation are" : "it has",
+            (long long)data->tokens, (long long)shape.span);
     if (good)
         return data;
     token_data_close(data);

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 enum { MAX_VALIDATION_BATCHES = 50, MAX_PROBED_ELEMENTS = 8192 };
+enum { MAX_TIMES_AHEAD = 1 << 20 }; /* of updates, for which there is room before the first */
 /* A fast product does tens of operations in the time that the machine copies a byte; a library
  * that falls back to its reference loops does a fraction of one. */
 static const double LEAST_FLOPS_A_BYTE = 1;
@@ -23,6 +24,7 @@ typedef struct Session {
     Engine *engine;
     TokenData *data, *validation; /* validation NULL: the data has no such split */
     int32_t **inputs;             /* one for each input of the module */
+    double *scalars;              /* room for those of any function */
     StateId loss_sum, weight_sum;
     int64_t rows;          /* B */
     int64_t micro_batches; /* of an update */
@@ -87,7 +89,12 @@ static bool open_engine(Session *session, const ProgramSet *set) {
                         session->engine, session->diagnostics);
 }
 
-static void allocate_inputs(Session *session) {
+static void allocate_arguments(Session *session) {
+    int64_t scalars = 0;
+    for (int64_t i = 0; i < session->module->functions.count; i++)
+        if (session->module->functions.data[i]->scalar_count > scalars)
+            scalars = session->module->functions.data[i]->scalar_count;
+    session->scalars = checked_alloc((size_t)scalars * sizeof *session->scalars);
     int64_t count = session->module->inputs.count;
     session->inputs = checked_alloc((size_t)count * sizeof *session->inputs);
     for (int64_t i = 0; i < count; i++) {
@@ -112,7 +119,7 @@ static bool session_open(Session *session, Compilation *compilation, const Progr
     session->rows = compilation->sequences;
     session->micro_batches = compilation->recipe.batch / session->rows;
     INTERNAL_CHECK(session->micro_batches * session->rows == compilation->recipe.batch);
-    allocate_inputs(session);
+    allocate_arguments(session);
     session->mapping = mapping_load(options->request->path, session->arena, diagnostics);
     return session->mapping && open_data(session, for_evaluation) && open_engine(session, set);
 }
@@ -121,6 +128,7 @@ static void session_close(Session *session) {
     for (int64_t i = 0; i < session->module->inputs.count; i++)
         free(session->inputs[i]);
     free(session->inputs);
+    free(session->scalars);
     if (session->engine)
         session->engine->close(session->engine);
     token_data_close(session->data);
@@ -156,13 +164,9 @@ static double scalar_value(const Session *session, const char *name,
 static bool run_function(Session *session, const char *name, ScalarValues values) {
     const Function *function = module_find_function(session->module, name);
     INTERNAL_CHECK(function);
-    size_t count = (size_t)function->scalar_count;
-    double *scalars = checked_alloc(count * sizeof *scalars);
-    for (size_t i = 0; i < count; i++)
-        scalars[i] = scalar_value(session, function->scalars[i], &values);
-    bool good = session->engine->run(session->engine, name, scalars, session->diagnostics);
-    free(scalars);
-    return good;
+    for (int64_t i = 0; i < function->scalar_count; i++)
+        session->scalars[i] = scalar_value(session, function->scalars[i], &values);
+    return session->engine->run(session->engine, name, session->scalars, session->diagnostics);
 }
 
 static double read_metric(Session *session, StateId metric) {
@@ -290,13 +294,23 @@ static void report_stop(const Training *training, int64_t step, const char *what
          "%s", remedy);
 }
 
-/* Runs the micro-batch at hand once more, watched, so that the first bad tensor is named too.
- */
+static bool are_gradients_consumed(const Session *session) {
+    return module_find_state(session->module, GRADIENT_SQUARES, ROLE_METRIC, 0) >= 0;
+}
+
+/* Runs the micro-batch at hand once more, watched, so that the first bad tensor is named too; but
+ * where `micro` updates weights, the old ones are gone. */
 static bool report_divergence(Training *training, const char *what, double value,
                               ScalarValues values) {
     Session *session = &training->session;
+    bool consumed = are_gradients_consumed(session);
     report_stop(training, values.step, what, value,
-                "a lower rate (`-D lr=…`), a longer warm-up or a clip helps most often");
+                consumed
+                    ? "a lower rate (`-D lr=…`), a longer warm-up or a clip helps most often; "
+                      "`--check-nan` runs until the same place and names the first bad tensor"
+                    : "a lower rate (`-D lr=…`), a longer warm-up or a clip helps most often");
+    if (consumed)
+        return false;
     zero_states(session, ROLE_METRIC);
     zero_states(session, ROLE_GRADIENT);
     session->engine->watch(session->engine);
@@ -326,7 +340,7 @@ static bool run_micro_batches(Training *training, int64_t step) {
     Session *session = &training->session;
     for (int64_t micro = 0; micro < session->micro_batches; micro++) {
         int64_t sample0 = ((step - 1) * session->micro_batches + micro) * session->rows;
-        ScalarValues values = {.step = step, .sample0 = sample0};
+        ScalarValues values = {.step = step, .sample0 = sample0, .update_of = training->steps};
         if (!fill_inputs(session, session->data, session->options->order, sample0))
             return false;
         if (!run_function(session, "micro", values)) {
@@ -360,10 +374,14 @@ static bool update(Training *training, int64_t step) {
     figures->peak_bytes = session->engine->bytes(session->engine);
     figures->seconds = now_seconds() - started;
     figures->validated = false;
-    if (!isfinite(figures->gradient_norm))
-        report_stop(training, step, "the gradient norm", figures->gradient_norm,
-                    "`--check-nan` runs until the same place and names the first bad tensor");
-    return isfinite(figures->gradient_norm);
+    if (isfinite(figures->gradient_norm))
+        return true;
+    if (are_gradients_consumed(session))
+        return report_divergence(training, "the gradient norm", figures->gradient_norm,
+                                 (ScalarValues){.step = step});
+    report_stop(training, step, "the gradient norm", figures->gradient_norm,
+                "`--check-nan` runs until the same place and names the first bad tensor");
+    return false;
 }
 
 static bool validate(Training *training) {
@@ -486,6 +504,8 @@ static void training_begin(Training *training) {
         print_plan(training);
     if (!options->quiet)
         training->progress = progress_new(options->json, measured_peak(training));
+    array_reserve(&training->step_seconds,
+                  training->steps < MAX_TIMES_AHEAD ? training->steps : MAX_TIMES_AHEAD);
     Engine *engine = session->engine;
     training->figures = (StepFigures){
         .steps = training->steps,

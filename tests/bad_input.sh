@@ -258,10 +258,13 @@ printf '\377\377\377\177' | dd of="$work/nan" bs=1 seek=$((size - 4)) conv=notru
 refused 'llama.cola:1:1: error: the loss of update 1 is NaN' 'cola:[0-9]*:[0-9]*: error: in `micro`, step [0-9]* (`layer.*`) wrote a value that is no finite number' \
     'help: a weight that it reads was not finite before' -- \
     $train --weights "$work/nan"
-refused '\(loss\|gradient\) of update 2 is NaN' 'help: a lower rate (`-D lr=…`)' \
-    'llama.cola:[0-9]*:[0-9]*: error: in `micro`, step [0-9]* (`.*`) wrote a value that is no finite number' -- \
-    "$COLAC" train $llama $small --recipe demo -D batch=3 -D lr=1e30 -D warmup=0 -D clip=0 --data "$work/data" \
-    --out "$work/out/run" --steps 5
+high="$COLAC train $llama $small --recipe demo -D batch=3 -D lr=1e30 -D warmup=0 -D clip=0 --data $work/data
+    --out $work/out/run --steps 5"
+first='llama.cola:[0-9]*:[0-9]*: error: in `micro`, step [0-9]* (`.*`) wrote a value that is no finite number'
+refused '\(loss\|gradient\) of update 2 is NaN' 'help: a lower rate (`-D lr=…`)' "$first" -- $high --keep-gradients
+# Where gradients die at once, so do the weights that they came from.
+refused '\(loss\|gradient norm\) of update 2 is NaN' 'help: a lower rate (`-D lr=…`).*; `--check-nan` runs' -- $high
+refused 'a value of update 2 is NaN' "$first" -- $high --check-nan
 
 # ---- the machine -------------------------------------------------------------------------
 refused '^/no/such/cc:1:1: error: there is no such program' 'help: unset `CC`.*apt-get install gcc' -- \

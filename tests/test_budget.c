@@ -560,7 +560,11 @@ static void partial_ladders_have_little(void **state) {
 
 static void directives_are_obeyed(void **state) {
     (void)state;
-    Case c = {"models/mlp.cola", "cola", "recompute hidden[0], hidden[1] keep **.pre", {{"L", "6"}}, 1};
+    Case c = {"models/mlp.cola",
+              "cola",
+              "recompute hidden[0], hidden[1] keep **.pre",
+              {{"L", "6"}},
+              1};
     Outcome unbound = compile_case(&c, 0);
     assert_true(unbound.clones_watched > 0 && unbound.clones == unbound.clones_watched);
     int64_t least = least_peak(&c);

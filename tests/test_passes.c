@@ -467,8 +467,10 @@ static void names_of_passes_are_checked(void **state) {
     Text text = {0};
     print_diagnostics(diagnostics, &text);
     assert_non_null(strstr(text_string(&text), "did you mean `simplify`?"));
-    assert_non_null(strstr(text_string(&text), "pass `factorize`: it asks for a model's plan and recipe"));
-    assert_non_null(strstr(text_string(&text), "pass `fuse`: it takes a module at stage layout"));
+    assert_non_null(
+        strstr(text_string(&text), "pass `factorize`: it asks for a model's plan and recipe"));
+    assert_non_null(
+        strstr(text_string(&text), "pass `fuse`: it takes a module at stage layout"));
     assert_int_equal(stage, STAGE_GRAPH);
     text_free(&text);
     diagnostics_free(diagnostics);

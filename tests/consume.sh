@@ -1,0 +1,99 @@
+# Where a recipe lets each gradient be used and forgotten at once, there is no slab of them, every
+# new weight is computed into the place of the old one, and weights and losses are the same bit for
+# bit as with the slab, under plans and precisions, fused or not, on any number of threads.
+set -u
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+for i in 1 2; do cat docs/*.md README.md tests/oracle/make.py; done >"$work/all"
+"$COLAC" data pack "$work/all" -o "$work/data" >/dev/null || exit 1
+failed=0
+sizes="-D V=256 -D D=48 -D F=112 -D H=4 -D L=2 -D S=40 -D B=3"
+fail() {
+    echo "$*"
+    failed=1
+}
+
+train() { # NAME MODEL options…
+    name=$1 model=$2
+    shift 2
+    "$COLAC" train "models/$model.cola" --data "$work/data" --out "$work/$name" --json "$@" \
+        >"$work/$name.log" 2>&1 || { cat "$work/$name.log"; exit 1; }
+    grep -o '"loss":[^,]*' "$work/$name.log" >"$work/$name.losses"
+    [ "$(wc -l <"$work/$name.losses")" -eq 20 ] || { echo "$name: not 20 losses"; exit 1; }
+}
+same() { # WHAT A B
+    cmp -s "$work/$2.losses" "$work/$3.losses" &&
+        cmp -s "$work/$2/weights.safetensors" "$work/$3/weights.safetensors" ||
+        fail "$1: other losses or weights than with the gradients kept"
+}
+
+turn=0
+for recipe in at_once two_groups with_muon; do
+    for plan in full cola cola_m; do
+        turn=$((turn + 1))
+        case $turn in
+        1 | 5 | 9) options="--threads 3" ;;
+        2 | 6 | 7) options="--no-fuse --no-reuse --poison --threads 1" ;;
+        *) options="--poison" ;;
+        esac
+        asked="--plan $plan --recipe tests/at_once.cola:$recipe $sizes"
+        train kept llama $asked --keep-gradients
+        train consumed llama $asked $options
+        same "$recipe, $plan" kept consumed
+        cp "$work/consumed.losses" "$work/$recipe-$plan.losses"
+    done
+done
+# The comparison can fail: other recipes give other losses.
+cmp -s "$work/at_once-full.losses" "$work/two_groups-full.losses" && fail "two recipes, one run"
+
+COLAC_BF16=1
+export COLAC_BF16
+asked="--plan cola_lean --precision bf16 --recipe tests/at_once.cola:at_once $sizes"
+train kept llama $asked --keep-gradients
+train consumed llama $asked
+same "bf16" kept consumed
+unset COLAC_BF16
+
+# A tied weight's two contributions are summed apart: not the same rounding, the same training.
+asked="-D V=256 -D D=48 -D H=4 -D L=2 -D S=40 -D B=3 --recipe tests/at_once.cola:at_once"
+train kept gpt2 $asked --keep-gradients
+train consumed gpt2 $asked
+last() { sed -n 's/.*"final_loss":\([^,]*\).*/\1/p' "$work/$1.log"; }
+awk -v a="$(last kept)" -v b="$(last consumed)" \
+    'BEGIN { exit !(a > 0 && a - b < 1e-4 * a && b - a < 1e-4 * a) }' ||
+    fail "gpt2: $(last consumed) is not $(last kept)"
+
+bytes() { # KEY options…
+    key=$1
+    shift
+    "$COLAC" check models/llama.cola --preset 60m "$@" --json | sed "s/.*\"$key\":\([0-9]*\).*/\1/"
+}
+at_once="--recipe tests/at_once.cola:at_once"
+[ "$(bytes gradients $at_once)" -eq 0 ] || fail "there are gradients"
+[ "$(bytes gradients $at_once --keep-gradients)" -eq "$((4 * $(bytes params)))" ] ||
+    fail "--keep-gradients keeps none"
+[ "$(bytes gradients)" -eq "$((4 * $(bytes params)))" ] || fail "no recipe keeps none"
+[ "$(bytes gradients --recipe demo)" -eq "$((4 * $(bytes params)))" ] || fail "a clip keeps none"
+for plan in full gcp cola cola_m; do
+    [ "$(bytes peak $at_once --plan $plan)" -lt "$(bytes peak --plan $plan)" ] ||
+        fail "$plan: gradients that die at once save no memory"
+done
+
+for model in llama gpt2 bert mlp; do
+    for precision in f32 bf16; do
+        COLAC_BF16=1 "$COLAC" ir "models/$model.cola" --precision $precision $at_once --stage fuse \
+            >"$work/fused.ir" 2>&1 || { cat "$work/fused.ir"; exit 1; }
+        grep -q '^  write weight .* direct' "$work/fused.ir" || fail "$model: micro writes no weight"
+        copies=$(grep '^  write \(weight\|moment\|copy\)' "$work/fused.ir" | grep -cv direct)
+        [ "$copies" -eq 0 ] || fail "$model, $precision: $copies new values take a copy"
+    done
+done
+
+# A rate that makes it diverge: a sentence, and nothing is written.
+"$COLAC" train models/mlp.cola --recipe tests/at_once.cola:at_once -D lr=1e38 -D warmup=0 \
+    --data "$work/data" --out "$work/diverged" >"$work/diverged.log" 2>&1
+[ $? -eq 1 ] || fail "diverged: exit code"
+grep -q 'training stopped' "$work/diverged.log" || { cat "$work/diverged.log"; fail "no sentence"; }
+grep -q -- '--check-nan' "$work/diverged.log" || fail "no remedy"
+[ -e "$work/diverged" ] && fail "a folder of a run that diverged"
+exit $failed
