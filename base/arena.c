@@ -41,6 +41,17 @@ void *checked_realloc(void *pointer, size_t size) {
     return moved;
 }
 
+float *floats_begin(Floats *floats, int64_t count) {
+    bool few = count <= (int64_t)(sizeof floats->few / sizeof *floats->few);
+    floats->data = few ? floats->few : checked_alloc((size_t)count * sizeof *floats->data);
+    return floats->data;
+}
+
+void floats_end(Floats *floats) {
+    if (floats->data != floats->few)
+        free(floats->data);
+}
+
 Arena *arena_new(void) {
     Arena *arena = checked_alloc(sizeof *arena);
     arena->next_capacity = ARENA_FIRST_BLOCK;

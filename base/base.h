@@ -39,6 +39,15 @@ size_t arena_bytes(const Arena *arena); /* bytes handed out so far */
 void *checked_alloc(size_t size);
 void *checked_realloc(void *pointer, size_t size);
 
+/* Room for floats, on the stack while they are few: what every update does allocates nothing. */
+typedef struct Floats {
+    float *data; /* not zeroed */
+    float few[8192];
+} Floats;
+
+float *floats_begin(Floats *floats, int64_t count); /* `floats->data` */
+void floats_end(Floats *floats);
+
 /* A growable array.  Storage is malloc'ed; free with array_free.
  *   ARRAY(int) xs = {0};  array_push(&xs, 3);  xs.data[0];  array_free(&xs); */
 #define ARRAY(T)                                                                                 \

@@ -36,20 +36,22 @@ static bool executor_engine_run(Engine *engine, const char *function, const doub
 
 static void executor_engine_read(Engine *engine, StateId state, double *values) {
     int64_t count = state_elements(engine->module, state);
-    float *single = checked_alloc((size_t)count * sizeof *single);
+    Floats floats;
+    float *single = floats_begin(&floats, count);
     executor_read_state(executor_of(engine)->executor, state, single);
     for (int64_t i = 0; i < count; i++)
         values[i] = (double)single[i];
-    free(single);
+    floats_end(&floats);
 }
 
 static void executor_engine_write(Engine *engine, StateId state, const double *values) {
     int64_t count = state_elements(engine->module, state);
-    float *single = checked_alloc((size_t)count * sizeof *single);
+    Floats floats;
+    float *single = floats_begin(&floats, count);
     for (int64_t i = 0; i < count; i++)
         single[i] = (float)values[i];
     executor_write_state(executor_of(engine)->executor, state, single);
-    free(single);
+    floats_end(&floats);
 }
 
 static void executor_engine_watch(Engine *engine) {

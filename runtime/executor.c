@@ -333,7 +333,8 @@ void executor_read_state(const Executor *executor, StateId id, float *values) {
         device->copy_out(device, values, state_memory(executor, state), arranged_bytes(&a));
         return;
     }
-    float *memory = checked_alloc((size_t)arranged_bytes(&a));
+    Floats floats;
+    float *memory = floats_begin(&floats, a.rows * a.row);
     device->copy_out(device, memory, state_memory(executor, state), arranged_bytes(&a));
 #pragma omp parallel for
     for (int64_t row = 0; row < a.rows; row++) {
@@ -341,7 +342,7 @@ void executor_read_state(const Executor *executor, StateId id, float *values) {
         for (int64_t i = 0; i < a.row; i++)
             values[row * a.row + i] = from[i * stride];
     }
-    free(memory);
+    floats_end(&floats);
 }
 
 /* To nearest, ties to even; a NaN stays one. */
@@ -357,8 +358,10 @@ static uint16_t bf16_of(float value) {
  * now. */
 static void write_copy(Executor *executor, const State *weight, const float *memory,
                        int64_t count) {
+    if (weight->role != ROLE_WEIGHT)
+        return;
     StateId id = module_find_state(executor->set->module, weight->path, ROLE_COPY, 0);
-    if (weight->role != ROLE_WEIGHT || id < 0)
+    if (id < 0)
         return;
     const State *copy = &executor->set->module->states.data[id];
     INTERNAL_CHECK(copy->offset == weight->offset && !copy->flat);
@@ -388,7 +391,8 @@ static void write_arranged(Executor *executor, const State *state, const Arrange
         write_memory(executor, state, values, a->rows * a->row);
         return;
     }
-    float *memory = checked_alloc((size_t)arranged_bytes(a));
+    Floats floats;
+    float *memory = floats_begin(&floats, a->rows * a->row);
 #pragma omp parallel for
     for (int64_t row = 0; row < a->rows; row++) {
         float *to = memory + row_offset(a, row);
@@ -396,7 +400,7 @@ static void write_arranged(Executor *executor, const State *state, const Arrange
             to[i * stride] = values[row * a->row + i];
     }
     write_memory(executor, state, memory, a->rows * a->row);
-    free(memory);
+    floats_end(&floats);
 }
 
 void executor_write_state(Executor *executor, StateId id, const float *values) {

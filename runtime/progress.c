@@ -16,6 +16,7 @@ struct Progress {
     double tokens, seconds, flops; /* faded sums over updates */
     StepFigures last;
     bool pending; /* `last` has not been shown */
+    Text line;    /* what is printed next: its memory serves again */
 };
 
 Progress *progress_new(bool json, double product_flops) {
@@ -28,6 +29,8 @@ Progress *progress_new(bool json, double product_flops) {
 }
 
 void progress_free(Progress *progress) {
+    if (progress)
+        text_free(&progress->line);
     free(progress);
 }
 
@@ -45,22 +48,21 @@ static void put_number(Text *out, const char *name, double value) {
                 isfinite(value) ? digits : "null");
 }
 
-static void put_json(const StepFigures *figures) {
-    Text out = {0};
-    text_puts(&out, "{");
-    put_number(&out, "step", (double)figures->step);
-    put_number(&out, "loss", figures->loss);
-    put_number(&out, "lr", figures->rate);
-    put_number(&out, "grad_norm", figures->gradient_norm);
-    put_number(&out, "tokens_per_s", (double)figures->tokens / figures->seconds);
-    put_number(&out, "peak_bytes", (double)figures->peak_bytes);
+static void put_json(Text *out, const StepFigures *figures) {
+    out->length = 0;
+    text_puts(out, "{");
+    put_number(out, "step", (double)figures->step);
+    put_number(out, "loss", figures->loss);
+    put_number(out, "lr", figures->rate);
+    put_number(out, "grad_norm", figures->gradient_norm);
+    put_number(out, "tokens_per_s", (double)figures->tokens / figures->seconds);
+    put_number(out, "peak_bytes", (double)figures->peak_bytes);
     if (figures->validated)
-        put_number(&out, "val_loss", figures->validation_loss);
+        put_number(out, "val_loss", figures->validation_loss);
     for (int i = 0; i < figures->observed_count; i++)
-        put_number(&out, figures->observed_names[i], figures->observed[i]);
-    printf("%s}\n", text_string(&out));
+        put_number(out, figures->observed_names[i], figures->observed[i]);
+    printf("%s}\n", text_string(out));
     fflush(stdout);
-    text_free(&out);
 }
 
 void progress_summary(Progress *progress, double final_loss, double validation_loss,
@@ -131,14 +133,14 @@ static void put_line(const Progress *progress, Text *out) {
 }
 
 static void show(Progress *progress) {
-    Text line = {0};
-    put_line(progress, &line);
+    Text *line = &progress->line;
+    line->length = 0;
+    put_line(progress, line);
     if (progress->terminal)
-        fprintf(stderr, "\r%s\033[K", text_string(&line));
+        fprintf(stderr, "\r%s\033[K", text_string(line));
     else
-        fprintf(stderr, "%s\n", text_string(&line));
+        fprintf(stderr, "%s\n", text_string(line));
     fflush(stderr);
-    text_free(&line);
     progress->drawn = progress->terminal;
     progress->pending = false;
     progress->shown = now_seconds();
@@ -153,7 +155,7 @@ void progress_step(Progress *progress, const StepFigures *figures) {
     progress->flops = FORGET * progress->flops + figures->flops;
     progress->pending = true;
     if (progress->json)
-        put_json(figures);
+        put_json(&progress->line, figures);
     else if (now_seconds() - progress->shown >=
              (progress->terminal ? SECONDS_BETWEEN_REDRAWS : SECONDS_BETWEEN_LINES))
         show(progress);

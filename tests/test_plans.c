@@ -36,12 +36,13 @@
 /* ---- compiling --------------------------------------------------------------------- */
 
 enum { MAX_DEFINES = 10 };
-typedef struct Sized { /* a model, small */
-    const char *path;
+typedef struct Sized {         /* a model, small */
+    const char *path, *recipe; /* recipe NULL: none */
     Define defines[MAX_DEFINES];
 } Sized;
 static const Sized models[] = {
     {"models/llama.cola",
+     NULL,
      {{"B", "3"},
       {"S", "24"},
       {"V", "101"},
@@ -51,8 +52,10 @@ static const Sized models[] = {
       {"H", "4"},
       {"J", "2"}}},
     {"models/gpt2.cola",
+     NULL,
      {{"B", "3"}, {"S", "24"}, {"V", "101"}, {"D", "48"}, {"L", "3"}, {"H", "4"}}},
     {"models/bert.cola",
+     NULL,
      {{"B", "3"},
       {"S", "24"},
       {"V", "101"},
@@ -61,7 +64,17 @@ static const Sized models[] = {
       {"H", "4"},
       {"MASK", "100"}}},
     {"models/mlp.cola",
+     NULL,
      {{"B", "40"}, {"C", "6"}, {"E", "8"}, {"N", "48"}, {"L", "3"}, {"V", "101"}}},
+    {"models/llama.cola",
+     "tests/at_once.cola:at_once",
+     {{"B", "3"},
+      {"S", "24"},
+      {"V", "101"},
+      {"D", "48"},
+      {"F", "112"},
+      {"L", "3"},
+      {"H", "4"}}},
 };
 
 static int define_count(const Define *defines) {
@@ -125,6 +138,7 @@ static void names_free(Names *names) {
 static Planned compile_sized(const Sized *model, const char *plan) {
     Request request = {.path = model->path,
                        .plan = plan,
+                       .recipe = model->recipe,
                        .defines = model->defines,
                        .define_count = define_count(model->defines)};
     Planned planned = compile_graph(&request, NULL);
@@ -219,6 +233,17 @@ static void check_touched(const Planned *planned, const Running *running, const 
         highest = touched > highest ? touched : highest;
     }
     assert_true(highest > planned->set->arena_bytes - SLOT_ALIGNMENT);
+}
+
+/* Random tokens, in the plainest of layouts. */
+static void write_tokens(const char *path, int64_t count, int below) {
+    FILE *file = fopen(path, "w");
+    assert_non_null(file);
+    for (int64_t i = 0; i < count; i++) {
+        uint16_t token = (uint16_t)(random_uniform(1, 0, 0, 0, (uint64_t)i) * below);
+        fwrite(&token, sizeof token, 1, file);
+    }
+    assert_int_equal(fclose(file), 0);
 }
 
 /* ---- no allocation after the first update ------------------------------------------- */
@@ -340,7 +365,46 @@ static void allocations_are_seen(void **state) {
     assert_int_equal(maps, 1);
     assert_int_equal(largest, 64);
 }
+
+/* Our allocations while a run of so many updates goes from its weights to its weights' file. */
+static long run_allocations(const Sized *model, const char *data, const char *out, int steps) {
+    Planned planned = compile_sized(model, "cola_m"); /* anew: arenas grow at the same places */
+    Request request = {.path = model->path};
+    TrainOptions options = {.request = &request,
+                            .data = data,
+                            .out = out,
+                            .steps = steps,
+                            .order = ORDER_SHUFFLED,
+                            .json = true,
+                            .threads = 2};
+    watch(true);
+    int code = train(planned.compilation, planned.set, &options, planned.diagnostics);
+    watch(false);
+    assert_int_equal(code, 0);
+    planned_free(&planned);
+    return own_calls;
+}
+
+static void updates_of_a_run_allocate_nothing(void **state) {
+    (void)state;
+    char data[128], out[128];
+    snprintf(data, sizeof data, "%s/tokens.bin", folder);
+    snprintf(out, sizeof out, "%s/run", folder);
+    write_tokens(data, 40000, 100);
+    for (int m = 0; m < COUNT_OF(models); m++) {
+        run_allocations(&models[m], data, out, 1); /* compiles kernels for those to come */
+        long few = run_allocations(&models[m], data, out, 2);
+        long many = run_allocations(&models[m], data, out, 7);
+        assert_true(few > 0);
+        if (many != few)
+            fail_msg("%s: %ld allocations of ours in five updates", models[m].path, many - few);
+    }
+}
 #else
+static void updates_of_a_run_allocate_nothing(void **state) {
+    (void)state;
+    skip();
+}
 static void check_no_allocation(const Planned *planned, const char *what, const char *plan) {
     (void)planned, (void)what, (void)plan;
 }
@@ -431,17 +495,6 @@ static int64_t printed_peak(const char *options, int threads) {
         json_integer_value(json_object_get(json_object_get(object, "memory"), "peak"));
     json_decref(object);
     return peak;
-}
-
-/* Random tokens, in the plainest of layouts. */
-static void write_tokens(const char *path, int64_t count, int below) {
-    FILE *file = fopen(path, "w");
-    assert_non_null(file);
-    for (int64_t i = 0; i < count; i++) {
-        uint16_t token = (uint16_t)(random_uniform(1, 0, 0, 0, (uint64_t)i) * below);
-        fwrite(&token, sizeof token, 1, file);
-    }
-    assert_int_equal(fclose(file), 0);
 }
 
 static void check_resident(const char *options) {
@@ -602,6 +655,7 @@ static int end(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(allocations_are_seen),
+        cmocka_unit_test(updates_of_a_run_allocate_nothing),
         cmocka_unit_test(arenas_are_used_to_the_last_byte),
         cmocka_unit_test(so_they_are_within_budgets),
         cmocka_unit_test(a_run_is_resident_within_its_printed_peak),
