@@ -444,22 +444,8 @@ static ValueId compute(Lowering *l, NodeId id, const int32_t *positions) {
 
 /* Whether computing it again costs more than keeping it in a buffer that stays in cache. */
 static bool is_dear(const Node *node) {
-    switch (node->op) {
-    case OP_EXP:
-    case OP_LOG:
-    case OP_SQRT:
-    case OP_TANH:
-    case OP_SIGMOID:
-    case OP_ERF:
-    case OP_SIN:
-    case OP_COS:
-    case OP_DIV:
-    case OP_RANDOM:
-    case OP_GATHER:
-        return node->type.dtype == TYPE_F32;
-    default:
-        return false;
-    }
+    return node->type.dtype == TYPE_F32 &&
+           (op_info[node->op].work > 1 || node->op == OP_GATHER);
 }
 
 /* Whether an earlier sweep over the row has made a value that can be read where it was kept. */

@@ -267,26 +267,14 @@ uint64_t kernel_hash(Kernel *kernel) {
 
 /* ---- work ---------------------------------------------------------------------------- */
 
-/* What an operation costs beside an addition of vectors, roughly. */
-static double op_cost(const Instruction *instruction) {
-    if (instruction->kind == KERNEL_RANDOM)
-        return 40;
-    if (instruction->kind != KERNEL_MAP)
-        return instruction->kind == KERNEL_CONSTANT ? 0 : 1;
-    switch (instruction->op) {
-    case OP_EXP:
-    case OP_SIN:
-    case OP_COS:
-    case OP_LOG:
-        return 16;
-    case OP_TANH:
-    case OP_SIGMOID:
-    case OP_ERF:
-        return 25;
-    case OP_DIV:
-    case OP_SQRT:
-    case OP_MOD:
-        return 6;
+static double instruction_work(const Instruction *instruction) {
+    switch (instruction->kind) {
+    case KERNEL_RANDOM:
+        return op_info[OP_RANDOM].work;
+    case KERNEL_MAP:
+        return op_info[instruction->op].work;
+    case KERNEL_CONSTANT:
+        return 0;
     default:
         return 1;
     }
@@ -305,7 +293,7 @@ double kernel_work(const Kernel *kernel, const Region *region) {
         const Instruction *instruction = at(kernel, region->data[i]);
         const Loop *loop = instruction->loop;
         work += loop ? mean_trips(kernel, loop) * kernel_work(kernel, &loop->body)
-                     : op_cost(instruction);
+                     : instruction_work(instruction);
     }
     return work;
 }

@@ -64,6 +64,7 @@ typedef struct OpInfo {
     unsigned attributes; /* USES_* */
     GradientRule gradient;
     int flops; /* of an element of the result; of a term for dot */
+    int work;  /* what that takes beside an addition in a vectorized loop, roughly */
     const char *expression; /* C of a, b, c; "" where the op is no map */
     const char *doc;
 } OpInfo;

@@ -7,8 +7,8 @@ enum { USES_ = 0 };
 #define ATTRIBUTE_BITS_OF(first, second, ...) (USES_##first | USES_##second)
 
 const OpInfo op_info[OP_COUNT] = {
-#define OP(enumerator, op_name, op_arity, axes, dtype, uses, gradient_rule, op_flops, c_text,  \
-           description)                                                                        \
+#define OP(enumerator, op_name, op_arity, axes, dtype, uses, gradient_rule, op_flops, op_work, \
+           c_text, description)                                                                \
     [enumerator] = {.name = op_name,                                                           \
                     .arity = op_arity,                                                         \
                     .axis_rule = AXES_##axes,                                                  \
@@ -16,6 +16,7 @@ const OpInfo op_info[OP_COUNT] = {
                     .attributes = ATTRIBUTE_BITS uses,                                         \
                     .gradient = GRADIENT_##gradient_rule,                                      \
                     .flops = op_flops,                                                         \
+                    .work = op_work,                                                           \
                     .expression = c_text,                                                      \
                     .doc = description},
 #include "ir/ops.def"

@@ -14,7 +14,7 @@
 
 enum {
     JOIN_WINDOW = 256,   /* drafts between two that are joined */
-    RECOMPUTE_COST = 40, /* FLOPs an element worth less than memory */
+    RECOMPUTE_COST = 60, /* work on an element worth less than memory */
     BROADCAST_COST = 2,  /* the same, when each of them is computed many times */
     MAX_FRONTIER = 24    /* values that a recomputation reads */
 };
@@ -73,28 +73,6 @@ static const Node *at(const Fuse *f, NodeId id) {
 
 /* ---- what may be computed again for nothing ----------------------------------- */
 
-static int op_cost(Op op) {
-    switch (op) {
-    case OP_EXP:
-    case OP_LOG:
-    case OP_TANH:
-    case OP_SIGMOID:
-    case OP_ERF:
-    case OP_SIN:
-    case OP_COS:
-    case OP_POW:
-        return 16;
-    case OP_SQRT:
-    case OP_DIV:
-    case OP_MOD:
-        return 4;
-    case OP_RANDOM:
-        return 24;
-    default:
-        return 1;
-    }
-}
-
 /* Values that readers find in memory: they must be stored, whatever they cost. */
 static void mark_memory_operands(Fuse *f) {
     for (NodeId id = 0; id < f->count; id++) {
@@ -121,7 +99,7 @@ static void find_real_nodes(Fuse *f) {
         bool is_map = op_is_map(node->op) && node->op != OP_COPY;
         is_free[id] = leaf ? node->op != OP_STATE : is_map || node_is_view(node);
         int64_t cost =
-            node->op == OP_RANDOM || (is_map && !node->on_host) ? op_cost(node->op) : 0;
+            node->op == OP_RANDOM || (is_map && !node->on_host) ? op_info[node->op].work : 0;
         for (int i = 0; i < node->input_count; i++) {
             is_free[id] &= is_free[node->inputs[i]];
             cost += f->free_cost[node->inputs[i]];
@@ -622,7 +600,7 @@ static bool is_widening(const Fuse *f, NodeId id) {
 /* Walks the operands of a value that would be computed again.  Recursion ends with the cost. */
 static bool plan_recompute(const Fuse *f, NodeId id, Recompute *plan) {
     const Node *node = at(f, id);
-    plan->cost += op_cost(node->op);
+    plan->cost += op_info[node->op].work;
     for (int i = 0; i < node->input_count && plan->cost <= RECOMPUTE_COST; i++) {
         NodeId input = node->inputs[i];
         while (node_is_view(at(f, input)) || is_widening(f, input))

@@ -11,27 +11,14 @@
  * reading it would cost more than computing it from the smaller table. */
 #include "passes/passes.h"
 
+enum { LEAST_WORK = 16 }; /* of an op that is worth a table: that of transcendental ones */
+
 typedef struct Tables {
     const Function *micro;
     bool *constant;       /* depends on constants and indices alone */
     int64_t *source_size; /* elements of the largest transcendental op below; 0: none */
     bool *live, *table;
 } Tables;
-
-static bool is_transcendental(Op op) {
-    switch (op) {
-    case OP_EXP:
-    case OP_LOG:
-    case OP_TANH:
-    case OP_SIGMOID:
-    case OP_ERF:
-    case OP_SIN:
-    case OP_COS:
-        return true;
-    default:
-        return false;
-    }
-}
 
 static void mark_constant(Tables *t) {
     for (int64_t id = 0; id < t->micro->nodes.count; id++) {
@@ -43,7 +30,8 @@ static void mark_constant(Tables *t) {
                 t->source_size[id] = t->source_size[node->inputs[i]];
         }
         int64_t elements = type_elements(t->micro->module, node->type);
-        if (is_transcendental(node->op) && node->type.rank && t->source_size[id] < elements)
+        if (op_info[node->op].work >= LEAST_WORK && node->type.rank &&
+            t->source_size[id] < elements)
             t->source_size[id] = elements;
     }
 }

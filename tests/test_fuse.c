@@ -268,7 +268,7 @@ static void recomputation_is_bounded(void **state) {
         int count = count_recomputed(function, id);
         most = node_at(function, id)->op == OP_SUM && count > most ? count : most;
     }
-    assert_in_range(most, 2, 40);
+    assert_in_range(most, 2, 60); /* additions: the limit of work that the pass gives itself */
     module_free(module);
 }
 
