@@ -19,6 +19,7 @@
  *   views.c      how a value is read: through renames, splits, merges, picks to stored memory
  *   fuse.c       groups: which nodes run as one kernel
  *   groups.c     what a group reads and stores, and what must run before it
+ *   direct.c     which groups store straight into a state
  *   schedule.c   order of execution that lowers the peak
  *   lifetimes.c  from when to when a value lives; in place where legal; bytes over time
  *   bounds.c     the bytes that no order of execution can do without
@@ -415,6 +416,10 @@ bool may_take_place_of(const Function *function, const GroupGraph *graph, NodeId
                        NodeId operand);
 /* Do two states share memory: are they one, or one a window over the other? */
 bool states_overlap(const Module *module, StateId a, StateId b);
+
+/* ---- direct.c ------------------------------------------------------------------------------ */
+/* Sets `direct` of every write, and `stored` of the values of those that are not. */
+void choose_direct_writes(Function *function, Arena *scratch);
 
 /* ---- lifetimes.c --------------------------------------------------------------------------- */
 enum { SLOT_ALIGNMENT = 64 };
