@@ -189,6 +189,7 @@ Device *device_cpu_open(int threads, Diagnostics *diagnostics) {
     omp_set_num_threads(cpu->threads);
     cpu->device = (Device){
         .name = "cpu",
+        .on_host = true,
         .allocate = cpu_allocate,
         .release = cpu_release,
         .load = cpu_load,

@@ -4,6 +4,14 @@
 
 #include <math.h>
 
+void engine_read(Engine *engine, StateId state, double *values) {
+    engine->read(engine, state, whole_state(engine->module, state), values);
+}
+
+void engine_write(Engine *engine, StateId state, const double *values) {
+    engine->write(engine, state, whole_state(engine->module, state), values);
+}
+
 /* ---- the executor ------------------------------------------------------------------- */
 
 typedef struct ExecutorEngine {
@@ -34,23 +42,25 @@ static bool executor_engine_run(Engine *engine, const char *function, const doub
     return executor_run(executor_of(engine)->executor, function, scalars, diagnostics);
 }
 
-static void executor_engine_read(Engine *engine, StateId state, double *values) {
-    int64_t count = state_elements(engine->module, state);
+static void executor_engine_read(Engine *engine, StateId state, StateBlock block,
+                                 double *values) {
+    int64_t count = block.rows * block.columns;
     Floats floats;
-    float *single = floats_begin(&floats, count);
-    executor_read_state(executor_of(engine)->executor, state, single);
+    executor_read_block(executor_of(engine)->executor, state, block,
+                        floats_begin(&floats, count));
     for (int64_t i = 0; i < count; i++)
-        values[i] = (double)single[i];
+        values[i] = (double)floats.data[i];
     floats_end(&floats);
 }
 
-static void executor_engine_write(Engine *engine, StateId state, const double *values) {
-    int64_t count = state_elements(engine->module, state);
+static void executor_engine_write(Engine *engine, StateId state, StateBlock block,
+                                  const double *values) {
+    int64_t count = block.rows * block.columns;
     Floats floats;
     float *single = floats_begin(&floats, count);
     for (int64_t i = 0; i < count; i++)
         single[i] = (float)values[i];
-    executor_write_state(executor_of(engine)->executor, state, single);
+    executor_write_block(executor_of(engine)->executor, state, block, single);
     floats_end(&floats);
 }
 
@@ -119,50 +129,63 @@ static InterpreterEngine *interpreter_of(Engine *engine) {
     return (InterpreterEngine *)(void *)engine;
 }
 
-/* Copies between declared order (in, then out axes) and the interpreter's (ascending axis ids).
- */
-static void reorder(const Module *module, const State *state, const double *from, double *to,
-                    bool from_declared) {
+/* How declared order is found in the interpreter's, which is that of ascending axis ids. */
+typedef struct DeclaredOrder {
+    int rank;
+    int64_t columns;                                  /* of all out axes */
+    int64_t size[2 * MAX_AXES], stride[2 * MAX_AXES]; /* by declared axis */
+} DeclaredOrder;
+
+static DeclaredOrder declared_order(const Module *module, StateId id) {
+    const State *state = &module->states.data[id];
     Type type = state_type(state);
-    int64_t size[2 * MAX_AXES], stride[2 * MAX_AXES], position[2 * MAX_AXES] = {0};
+    DeclaredOrder order = {.rank = type.rank, .columns = whole_state(module, id).columns};
     for (int i = 0; i < type.rank; i++) {
         AxisId axis = i < state->in_count ? state->in[i] : state->out[i - state->in_count];
-        size[i] = module->axes.data[axis].size;
-        stride[i] = 1; /* of the axis in type order */
+        order.size[i] = module->axes.data[axis].size;
+        order.stride[i] = 1;
         for (int other = type.rank - 1; type.axes[other] != axis; other--)
-            stride[i] *= module->axes.data[type.axes[other]].size;
+            order.stride[i] *= module->axes.data[type.axes[other]].size;
     }
-    int64_t count = type_elements(module, type), offset = 0;
-    for (int64_t element = 0; element < count; element++) {
-        if (from_declared)
-            to[offset] = from[element];
-        else
-            to[element] = from[offset];
-        for (int i = type.rank - 1; i >= 0; i--) {
-            offset += stride[i];
-            if (++position[i] < size[i])
-                break;
-            offset -= size[i] * stride[i];
-            position[i] = 0;
-        }
-    }
+    return order;
 }
 
-static void interpreter_engine_read(Engine *engine, StateId state, double *values) {
-    reorder(engine->module, &engine->module->states.data[state],
-            interp_state(interpreter_of(engine)->interp, state), values, false);
+/* Where value `i` of a block is. */
+static int64_t place_of(const DeclaredOrder *order, StateBlock block, int64_t i) {
+    int64_t row = block.first_row + i / block.columns, place = 0;
+    int64_t element = row * order->columns + block.first_column + i % block.columns;
+    for (int axis = order->rank - 1; axis >= 0; axis--) {
+        place += element % order->size[axis] * order->stride[axis];
+        element /= order->size[axis];
+    }
+    return place;
+}
+
+static void interpreter_engine_read(Engine *engine, StateId state, StateBlock block,
+                                    double *values) {
+    DeclaredOrder order = declared_order(engine->module, state);
+    const double *memory = interp_state(interpreter_of(engine)->interp, state);
+    for (int64_t i = 0; i < block.rows * block.columns; i++)
+        values[i] = memory[place_of(&order, block, i)];
 }
 
 /* A weight's copy gets the values too: an update would write them there, not rounded either. */
-static void interpreter_engine_write(Engine *engine, StateId id, const double *values) {
+static void interpreter_engine_write(Engine *engine, StateId id, StateBlock block,
+                                     const double *values) {
     const Module *module = engine->module;
     const State *state = &module->states.data[id];
     Interp *interp = interpreter_of(engine)->interp;
-    reorder(module, state, values, interp_state(interp, id), true);
     StateId copy =
         state->role == ROLE_WEIGHT ? module_find_state(module, state->path, ROLE_COPY, 0) : -1;
-    if (copy >= 0)
-        reorder(module, &module->states.data[copy], values, interp_state(interp, copy), true);
+    DeclaredOrder order = declared_order(module, id);
+    double *memory = interp_state(interp, id);
+    double *copied = copy >= 0 ? interp_state(interp, copy) : NULL;
+    for (int64_t i = 0; i < block.rows * block.columns; i++) {
+        int64_t place = place_of(&order, block, i);
+        memory[place] = values[i];
+        if (copied)
+            copied[place] = values[i];
+    }
 }
 
 /* Zeroes what is no weight, copy or table: those get their own values. */
@@ -181,7 +204,7 @@ static void interpreter_engine_initialize(Engine *engine, uint64_t seed) {
                 values[i] = (double)single[i];
             free(single);
         }
-        interpreter_engine_write(engine, id, values);
+        interpreter_engine_write(engine, id, whole_state(module, id), values);
         free(values);
     }
     const Function *init = module_find_function(module, "init");

@@ -265,7 +265,6 @@ typedef struct Arrangement {
     int rank;
     int64_t extents[MAX_AXES], strides[MAX_AXES];
     int64_t rows, row; /* all extents but the last, multiplied; the last (1 without axes) */
-    bool dense;        /* memory is in this very order */
 } Arrangement;
 
 /* The stride of an axis in a state's memory. */
@@ -278,13 +277,12 @@ static int64_t memory_stride(const Module *module, const State *state, AxisId ax
 
 static Arrangement arrange(const Module *module, const State *state, const AxisId *axes,
                            int rank) {
-    Arrangement a = {.rank = rank, .rows = 1, .row = 1, .dense = true};
+    Arrangement a = {.rank = rank, .rows = 1, .row = 1};
     INTERNAL_CHECK(state->order_count == rank && state->dtype == TYPE_F32);
     for (int i = 0; i < rank; i++) {
         a.extents[i] = module->axes.data[axes[i]].size;
         a.strides[i] = memory_stride(module, state, axes[i]);
         a.rows *= i < rank - 1 ? a.extents[i] : 1;
-        a.dense = a.dense && state->order[i] == axes[i];
     }
     if (rank > 0)
         a.row = a.extents[rank - 1];
@@ -297,10 +295,6 @@ static Arrangement arrange_declared(const Module *module, const State *state) {
     memcpy(axes, state->in, (size_t)state->in_count * sizeof *axes);
     memcpy(axes + state->in_count, state->out, (size_t)state->out_count * sizeof *axes);
     return arrange(module, state, axes, state->in_count + state->out_count);
-}
-
-static int64_t arranged_bytes(const Arrangement *a) {
-    return element_bytes(a->rows * a->row);
 }
 
 /* Where row `row` begins in the state's memory. */
@@ -324,27 +318,6 @@ static char *state_memory(const Executor *executor, const State *state) {
     return slab + element_bytes(state->offset);
 }
 
-void executor_read_state(const Executor *executor, StateId id, float *values) {
-    const State *state = &executor->set->module->states.data[id];
-    Device *device = executor->device;
-    Arrangement a = arrange_declared(executor->set->module, state);
-    int64_t stride = last_stride(&a);
-    if (a.dense) {
-        device->copy_out(device, values, state_memory(executor, state), arranged_bytes(&a));
-        return;
-    }
-    Floats floats;
-    float *memory = floats_begin(&floats, a.rows * a.row);
-    device->copy_out(device, memory, state_memory(executor, state), arranged_bytes(&a));
-#pragma omp parallel for
-    for (int64_t row = 0; row < a.rows; row++) {
-        const float *from = memory + row_offset(&a, row);
-        for (int64_t i = 0; i < a.row; i++)
-            values[row * a.row + i] = from[i * stride];
-    }
-    floats_end(&floats);
-}
-
 /* To nearest, ties to even; a NaN stays one. */
 static uint16_t bf16_of(float value) {
     uint32_t bits;
@@ -354,59 +327,152 @@ static uint16_t bf16_of(float value) {
     return (uint16_t)((bits + 0x7FFFu + (bits >> 16 & 1u)) >> 16);
 }
 
-/* The copy of a weight, where it has one, of the `count` values that lie in the weight's memory
- * now. */
-static void write_copy(Executor *executor, const State *weight, const float *memory,
-                       int64_t count) {
+/* A state's memory where the host can reach it: itself, or a copy that is given back. */
+typedef struct StateMemory {
+    const State *state;
+    float *values;
+    uint16_t *copy; /* of a weight that has one: its values rounded; NULL */
+    bool on_device; /* `values` is a copy */
+    Floats floats;
+} StateMemory;
+
+/* Where the copy of a weight lies; NULL where it has none. */
+static char *copy_memory(const Executor *executor, const State *weight) {
     if (weight->role != ROLE_WEIGHT)
-        return;
+        return NULL;
     StateId id = module_find_state(executor->set->module, weight->path, ROLE_COPY, 0);
     if (id < 0)
-        return;
+        return NULL;
     const State *copy = &executor->set->module->states.data[id];
-    INTERNAL_CHECK(copy->offset == weight->offset && !copy->flat);
-    const int64_t width = dtype_bytes(copy->dtype);
-    uint16_t *rounded = checked_alloc((size_t)(count * width));
-#pragma omp parallel for
-    for (int64_t i = 0; i < count; i++)
-        rounded[i] = bf16_of(memory[i]);
-    executor->device->copy_in(executor->device,
-                              executor->slabs[ROLE_COPY] + copy->offset * width, rounded,
-                              count * width);
-    free(rounded);
+    INTERNAL_CHECK(copy->offset == weight->offset && !copy->flat && copy->dtype == TYPE_BF16);
+    return executor->slabs[ROLE_COPY] + copy->offset * dtype_bytes(TYPE_BF16);
 }
 
-/* All values of a state as they lie in its memory. */
-static void write_memory(Executor *executor, const State *state, const float *memory,
-                         int64_t count) {
-    executor->device->copy_in(executor->device, state_memory(executor, state), memory,
-                              element_bytes(count));
-    write_copy(executor, state, memory, count);
+static int64_t memory_elements(const Executor *executor, const State *state) {
+    return type_elements(executor->set->module, state_type(state));
 }
 
-static void write_arranged(Executor *executor, const State *state, const Arrangement *a,
-                           const float *values) {
-    int64_t stride = last_stride(a);
-    if (a->dense) {
-        write_memory(executor, state, values, a->rows * a->row);
+static void open_memory(const Executor *executor, const State *state, StateMemory *memory) {
+    Device *device = executor->device;
+    memory->state = state;
+    memory->on_device = !device->on_host;
+    memory->values = (float *)(void *)state_memory(executor, state);
+    memory->copy = (uint16_t *)(void *)copy_memory(executor, state);
+    if (!memory->on_device)
         return;
+    int64_t count = memory_elements(executor, state);
+    device->copy_out(device, floats_begin(&memory->floats, count), memory->values,
+                     element_bytes(count));
+    memory->values = memory->floats.data;
+    memory->copy = NULL;
+}
+
+/* `changed`: its values go back to the device, and to the weight's copy there. */
+static void close_memory(const Executor *executor, StateMemory *memory, bool changed) {
+    if (!memory->on_device)
+        return;
+    Device *device = executor->device;
+    int64_t count = memory_elements(executor, memory->state);
+    char *copy = copy_memory(executor, memory->state);
+    if (changed)
+        device->copy_in(device, state_memory(executor, memory->state), memory->values,
+                        element_bytes(count));
+    if (changed && copy) {
+        uint16_t *rounded = checked_alloc((size_t)count * sizeof *rounded);
+        for (int64_t i = 0; i < count; i++)
+            rounded[i] = bf16_of(memory->values[i]);
+        device->copy_in(device, copy, rounded, count * (int64_t)sizeof *rounded);
+        free(rounded);
     }
-    Floats floats;
-    float *memory = floats_begin(&floats, a->rows * a->row);
-#pragma omp parallel for
-    for (int64_t row = 0; row < a->rows; row++) {
-        float *to = memory + row_offset(a, row);
-        for (int64_t i = 0; i < a->row; i++)
-            to[i * stride] = values[row * a->row + i];
+    floats_end(&memory->floats);
+}
+
+/* Of the arrangement's elements from `first` on, those of one row, at most `left`: how many, and
+ * where the first lies. */
+static int64_t run_of(const Arrangement *a, int64_t first, int64_t left, int64_t *offset) {
+    int64_t column = first % a->row, count = a->row - column;
+    *offset = row_offset(a, first / a->row) + column * last_stride(a);
+    return count < left ? count : left;
+}
+
+/* Elements [first, first + count) of an arrangement. */
+static void gather(const StateMemory *memory, const Arrangement *a, int64_t first,
+                   int64_t count, float *values) {
+    int64_t stride = last_stride(a), offset;
+    for (int64_t done = 0, run; done < count; done += run) {
+        run = run_of(a, first + done, count - done, &offset);
+        for (int64_t i = 0; i < run; i++)
+            values[done + i] = memory->values[offset + i * stride];
     }
-    write_memory(executor, state, memory, a->rows * a->row);
-    floats_end(&floats);
+}
+
+static void scatter(StateMemory *memory, const Arrangement *a, int64_t first, int64_t count,
+                    const float *values) {
+    int64_t stride = last_stride(a), offset;
+    for (int64_t done = 0, run; done < count; done += run) {
+        run = run_of(a, first + done, count - done, &offset);
+        for (int64_t i = 0; i < run; i++)
+            memory->values[offset + i * stride] = values[done + i];
+        for (int64_t i = 0; i < run && memory->copy; i++)
+            memory->copy[offset + i * stride] = bf16_of(values[done + i]);
+    }
+}
+
+StateBlock whole_state(const Module *module, StateId id) {
+    const State *state = &module->states.data[id];
+    return (StateBlock){.rows = axes_elements(module, state->in, state->in_count),
+                        .columns = axes_elements(module, state->out, state->out_count)};
+}
+
+bool next_block(int64_t rows, int64_t columns, StateBlock *block) {
+    bool whole_rows = columns <= BLOCK_ELEMENTS;
+    block->first_column += block->columns;
+    if (whole_rows || block->first_column == columns) {
+        block->first_column = 0;
+        block->first_row += block->rows;
+    }
+    int64_t left = rows - block->first_row, right = columns - block->first_column;
+    block->rows = !whole_rows                       ? 1
+                  : left < BLOCK_ELEMENTS / columns ? left
+                                                    : BLOCK_ELEMENTS / columns;
+    block->columns = right < BLOCK_ELEMENTS ? right : BLOCK_ELEMENTS;
+    return left > 0;
+}
+
+void executor_read_block(const Executor *executor, StateId id, StateBlock block,
+                         float *values) {
+    const Module *module = executor->set->module;
+    Arrangement a = arrange_declared(module, &module->states.data[id]);
+    int64_t width = whole_state(module, id).columns;
+    StateMemory memory;
+    open_memory(executor, &module->states.data[id], &memory);
+#pragma omp parallel for if (block.rows > 1)
+    for (int64_t row = 0; row < block.rows; row++)
+        gather(&memory, &a, (block.first_row + row) * width + block.first_column, block.columns,
+               values + row * block.columns);
+    close_memory(executor, &memory, false);
+}
+
+void executor_write_block(Executor *executor, StateId id, StateBlock block,
+                          const float *values) {
+    const Module *module = executor->set->module;
+    Arrangement a = arrange_declared(module, &module->states.data[id]);
+    int64_t width = whole_state(module, id).columns;
+    StateMemory memory;
+    open_memory(executor, &module->states.data[id], &memory);
+#pragma omp parallel for if (block.rows > 1)
+    for (int64_t row = 0; row < block.rows; row++)
+        scatter(&memory, &a, (block.first_row + row) * width + block.first_column,
+                block.columns, values + row * block.columns);
+    close_memory(executor, &memory, true);
+}
+
+void executor_read_state(const Executor *executor, StateId id, float *values) {
+    executor_read_block(executor, id, whole_state(executor->set->module, id), values);
 }
 
 void executor_write_state(Executor *executor, StateId id, const float *values) {
-    const State *state = &executor->set->module->states.data[id];
-    Arrangement a = arrange_declared(executor->set->module, state);
-    write_arranged(executor, state, &a, values);
+    executor_write_block(executor, id, whole_state(executor->set->module, id), values);
 }
 
 /* ---- initial values -------------------------------------------------------------------
@@ -469,22 +535,17 @@ static void initialize_state(Executor *executor, StateId id, uint64_t seed) {
     const Module *module = executor->set->module;
     const State *state = &module->states.data[id];
     Arrangement a = arrange_declared(module, state);
-    int64_t count = a.rows * a.row, stride = last_stride(&a);
-    float *memory = checked_alloc((size_t)arranged_bytes(&a));
+    int64_t count = a.rows * a.row;
+    StateMemory memory;
+    open_memory(executor, state, &memory);
 #pragma omp parallel for
     for (int64_t block = 0; block <= (count - 1) / INITIAL_BLOCK; block++) {
         float values[INITIAL_BLOCK];
-        int64_t begin = block * INITIAL_BLOCK, size = block_size(count, block), offset = 0;
+        int64_t begin = block * INITIAL_BLOCK, size = block_size(count, block);
         initial_block(state, seed, begin, size, values);
-        for (int64_t i = 0; i < size; i++) {
-            int64_t column = (begin + i) % a.row;
-            if (i == 0 || column == 0)
-                offset = row_offset(&a, (begin + i) / a.row);
-            memory[offset + column * stride] = values[i];
-        }
+        scatter(&memory, &a, begin, size, values);
     }
-    write_memory(executor, state, memory, count);
-    free(memory);
+    close_memory(executor, &memory, true);
 }
 
 /* Tables: `init` in double, each value rounded once. */
@@ -502,11 +563,13 @@ static void initialize_tables(Executor *executor) {
         Type type = state_type(state);
         Arrangement a = arrange(module, state, type.axes, type.rank);
         const double *computed = interp_state(interp, id);
-        float *values = checked_alloc((size_t)arranged_bytes(&a));
-        for (int64_t i = 0; i < a.rows * a.row; i++)
-            values[i] = (float)computed[i];
-        write_arranged(executor, state, &a, values);
-        free(values);
+        StateMemory memory;
+        open_memory(executor, state, &memory);
+        for (int64_t i = 0; i < a.rows * a.row; i++) {
+            float value = (float)computed[i];
+            scatter(&memory, &a, i, 1, &value);
+        }
+        close_memory(executor, &memory, true);
     }
     interp_free(interp);
 }

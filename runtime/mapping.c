@@ -358,50 +358,29 @@ static bool their_slot(const Module *module, StateId weight, const Match *match,
     return true;
 }
 
-/* Moves values between a slot's rows and the weight's declared order, [in, out].  `rows` holds
- * `count` of the weight's rows in the tensor from `first` on, `stride` apart. */
-static void move_rows(const Slot *slot, int64_t first, int64_t count, double *rows,
-                      int64_t stride, double *values, bool to_values) {
-    int64_t width = slot->out_first ? slot->in : slot->out;
-    int64_t row_step = slot->out_first ? 1 : slot->out;
-    int64_t column_step = slot->out_first ? slot->out : 1;
-    for (int64_t column = 0; column < width; column++)
-        for (int64_t row = 0; row < count; row++) {
-            double *there = &rows[row * stride + column];
-            double *here = &values[(first + row) * row_step + column * column_step];
-            *(to_values ? here : there) = *(to_values ? there : here);
-        }
+static int64_t slot_rows(const Slot *slot) {
+    return slot->out_first ? slot->out : slot->in;
 }
 
-/* Rows moved at a time: a cache line of the transposed side. */
-enum { ROWS_AT_ONCE = 8 };
-
-static void read_slot(const TensorFile *file, const Tensor *tensor, const Slot *slot,
-                      double *values) {
-    int64_t height = slot->out_first ? slot->out : slot->in;
-    int64_t width = slot->out_first ? slot->in : slot->out;
-    double *rows = checked_alloc((size_t)(ROWS_AT_ONCE * width) * sizeof *rows);
-    for (int64_t first = 0; first < height; first += ROWS_AT_ONCE) {
-        int64_t count = height - first < ROWS_AT_ONCE ? height - first : ROWS_AT_ONCE;
-        for (int64_t row = 0; row < count; row++)
-            tensor_file_read(file, tensor,
-                             (slot->first_row + first + row) * slot->columns +
-                                 slot->first_column,
-                             width, rows + row * width);
-        move_rows(slot, first, count, rows, width, values, true);
-    }
-    free(rows);
+static int64_t slot_columns(const Slot *slot) {
+    return slot->out_first ? slot->in : slot->out;
 }
 
-/* The reverse: the weight's values into their place in a whole tensor. */
-static void write_slot(const Slot *slot, double *values, double *tensor) {
-    int64_t height = slot->out_first ? slot->out : slot->in;
-    for (int64_t first = 0; first < height; first += ROWS_AT_ONCE) {
-        int64_t count = height - first < ROWS_AT_ONCE ? height - first : ROWS_AT_ONCE;
-        move_rows(slot, first, count,
-                  tensor + (slot->first_row + first) * slot->columns + slot->first_column,
-                  slot->columns, values, false);
-    }
+/* A block of the slot as one of the weight, whose rows are in axes. */
+static StateBlock declared_block(const Slot *slot, StateBlock block) {
+    if (!slot->out_first)
+        return block;
+    return (StateBlock){block.first_column, block.columns, block.first_row, block.rows};
+}
+
+/* to[j,i] = from[i,j], of `rows` by `columns` values; `stride`: between rows of `to`. */
+static void transpose(const double *from, int64_t rows, int64_t columns, double *to,
+                      int64_t stride) {
+    enum { TILE = 8 }; /* values of a cache line */
+    for (int64_t first = 0; first < columns; first += TILE)
+        for (int64_t row = 0; row < rows; row++)
+            for (int64_t column = first; column < columns && column < first + TILE; column++)
+                to[column * stride + row] = from[row * columns + column];
 }
 
 /* ---- loading ------------------------------------------------------------------------ */
@@ -524,6 +503,26 @@ static bool check_all(Loading *loading) {
     return diagnostics_errors(loading->diagnostics) == errors;
 }
 
+/* Block by block of the slot, row by row of the file. */
+static void load_slot(const TensorFile *file, const Tensor *tensor, const Slot *slot,
+                      PutWeight put, void *context) {
+    double *read = checked_alloc(BLOCK_ELEMENTS * sizeof *read);
+    double *turned = slot->out_first ? checked_alloc(BLOCK_ELEMENTS * sizeof *read) : NULL;
+    StateBlock block = {0};
+    while (next_block(slot_rows(slot), slot_columns(slot), &block)) {
+        for (int64_t row = 0; row < block.rows; row++)
+            tensor_file_read(file, tensor,
+                             (slot->first_row + block.first_row + row) * slot->columns +
+                                 slot->first_column + block.first_column,
+                             block.columns, read + row * block.columns);
+        if (turned)
+            transpose(read, block.rows, block.columns, turned, block.rows);
+        put(context, slot->weight, declared_block(slot, block), turned ? turned : read);
+    }
+    free(read);
+    free(turned);
+}
+
 bool weights_load(const Module *module, const Mapping *mapping, const char *path, PutWeight put,
                   void *context, Diagnostics *diagnostics) {
     TensorFile *file = tensor_file_open(path, diagnostics);
@@ -533,13 +532,8 @@ bool weights_load(const Module *module, const Mapping *mapping, const char *path
     bool good = check_all(&loading);
     for (StateId id = 0; good && id < module->states.count; id++) {
         Slot slot;
-        if (!is_weight(&module->states.data[id]))
-            continue;
-        const Tensor *tensor = locate(&loading, id, &slot);
-        double *values = checked_alloc((size_t)(slot.in * slot.out) * sizeof *values);
-        read_slot(file, tensor, &slot, values);
-        put(context, id, values, slot.in * slot.out);
-        free(values);
+        if (is_weight(&module->states.data[id]))
+            load_slot(file, locate(&loading, id, &slot), &slot, put, context);
     }
     arena_free(loading.arena);
     tensor_file_close(file);
@@ -605,27 +599,52 @@ static bool list_tensors(Saving *saving, bool double_precision, Diagnostics *dia
     return good;
 }
 
-/* Assembles a tensor from all its members. */
+/* The part of a slot that lies in a block of its tensor, as a block of the slot; false: none. */
+static bool slot_in_block(const Slot *slot, StateBlock block, StateBlock *part) {
+    int64_t row = block.first_row - slot->first_row;
+    int64_t column = block.first_column - slot->first_column;
+    int64_t last_row = row + block.rows < slot_rows(slot) ? row + block.rows : slot_rows(slot);
+    int64_t last_column = column + block.columns < slot_columns(slot) ? column + block.columns
+                                                                      : slot_columns(slot);
+    row = row > 0 ? row : 0;
+    column = column > 0 ? column : 0;
+    *part = (StateBlock){row, last_row - row, column, last_column - column};
+    return part->rows > 0 && part->columns > 0;
+}
+
+/* Gets a slot's part of a block; `values` are the block's, `part_values` room for the part's. */
+static void get_part(const Saving *saving, const Slot *slot, StateBlock block, double *values,
+                     double *part_values) {
+    StateBlock part;
+    if (!slot_in_block(slot, block, &part))
+        return;
+    saving->get(saving->context, slot->weight, declared_block(slot, part), part_values);
+    double *to = values + (slot->first_row + part.first_row - block.first_row) * block.columns +
+                 slot->first_column + part.first_column - block.first_column;
+    if (slot->out_first)
+        transpose(part_values, part.columns, part.rows, to, block.columns);
+    for (int64_t row = 0; row < part.rows && !slot->out_first; row++)
+        memcpy(to + row * block.columns, part_values + row * part.columns,
+               (size_t)part.columns * sizeof *to);
+}
+
+/* Assembles a tensor from all its members, block by block. */
 static void put_tensor(const Saving *saving, TensorWriter *writer, const Slot *slot) {
-    double *tensor = checked_alloc((size_t)(slot->rows * slot->columns) * sizeof *tensor);
-    int members = slot->match.rule ? slot->match.rule->member_count : 1;
-    if (members == 1 && !slot->out_first) { /* declared order is the tensor's */
-        saving->get(saving->context, slot->weight, tensor, slot->in * slot->out);
-        members = 0;
+    int count = slot->match.rule ? slot->match.rule->member_count : 1;
+    Slot *members = checked_alloc((size_t)count * sizeof *members);
+    members[0] = *slot;
+    for (int i = 1; i < count; i++)
+        members[i] = slot_to_write(
+            saving, member_weight(saving->module, &slot->match, i, saving->arena));
+    double *values = checked_alloc(2 * BLOCK_ELEMENTS * sizeof *values);
+    StateBlock block = {0};
+    while (next_block(slot->rows, slot->columns, &block)) {
+        for (int i = 0; i < count; i++)
+            get_part(saving, &members[i], block, values, values + BLOCK_ELEMENTS);
+        tensor_writer_put(writer, values, block.rows * block.columns);
     }
-    for (int i = 0; i < members; i++) {
-        Slot part = *slot;
-        if (i > 0)
-            part = slot_to_write(saving,
-                                 member_weight(saving->module, &slot->match, i, saving->arena));
-        int64_t count = part.in * part.out;
-        double *values = checked_alloc((size_t)count * sizeof *values);
-        saving->get(saving->context, part.weight, values, count);
-        write_slot(&part, values, tensor);
-        free(values);
-    }
-    tensor_writer_put(writer, tensor);
-    free(tensor);
+    free(values);
+    free(members);
 }
 
 NewFile *weights_stage(const Module *module, const Mapping *mapping, bool theirs,

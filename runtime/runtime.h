@@ -69,6 +69,7 @@ void product_free(PreparedProduct *prepared);
 typedef struct Device Device;
 struct Device {
     const char *name;
+    bool on_host; /* its memory is read and written as any other */
     void *(*allocate)(Device *device, int64_t bytes);            /* zeroed; NULL: no memory */
     void (*release)(Device *device, void *buffer);
     bool (*load)(Device *device, const ProgramSet *set, Diagnostics *diagnostics); /* compiles */
@@ -104,7 +105,21 @@ void executor_initialize(Executor *executor, uint64_t seed);
 void initial_values(const Module *module, StateId weight, uint64_t seed, float *values);
 /* From now on every run checks for NaN, as with ExecutorOptions.check_nan. */
 void executor_check_nan(Executor *executor);
-/* Values of a state in declared axis order (in then out axes), whatever its memory order. */
+/* Part of a matrix.  A state is the matrix of its in axes, merged, by its out axes, merged: its
+ * values in declared order, whatever the order in memory. */
+typedef struct StateBlock {
+    int64_t first_row, rows, first_column, columns;
+} StateBlock;
+StateBlock whole_state(const Module *module, StateId state);
+enum { BLOCK_ELEMENTS = 1 << 18 };
+/* The block after `block` (of zeros: the first) of a matrix that is taken row by row, at most
+ * BLOCK_ELEMENTS at a time; false when there is none. */
+bool next_block(int64_t rows, int64_t columns, StateBlock *block);
+/* Values [rows,columns] of a block, or of all.  What is written to a weight goes to its bf16 copy
+ * too, rounded. */
+void executor_read_block(const Executor *executor, StateId state, StateBlock block, float *values);
+void executor_write_block(Executor *executor, StateId state, StateBlock block,
+                          const float *values);
 void executor_read_state(const Executor *executor, StateId state, float *values);
 void executor_write_state(Executor *executor, StateId state, const float *values);
 void executor_set_input(Executor *executor, int input, const int32_t *values);
@@ -166,11 +181,12 @@ const Tensor *tensor_file_find(const TensorFile *file, const char *name); /* NUL
 void tensor_file_read(const TensorFile *file, const Tensor *tensor, int64_t first, int64_t count,
                       double *values);
 /* Writing: declare all tensors (f32 or f64; `elements` and `begin` are computed), then give their
- * values in that order, a tensor a call.  NULL after reporting. */
+ * values in that order, in pieces of which none reaches into the next tensor.  NULL after
+ * reporting. */
 typedef struct TensorWriter TensorWriter;
 TensorWriter *tensor_writer_open(const char *path, const Tensor *tensors, int count,
                                  Diagnostics *diagnostics);
-void tensor_writer_put(TensorWriter *writer, const double *values);
+void tensor_writer_put(TensorWriter *writer, const double *values, int64_t count);
 /* The complete file, ready to be published; NULL after reporting (a full disk), with nothing left
  * behind.  The writer is gone. */
 NewFile *tensor_writer_finish(TensorWriter *writer, Diagnostics *diagnostics);
@@ -195,13 +211,13 @@ Mapping *mapping_load(const char *model_path, Arena *arena, Diagnostics *diagnos
 const Source *mapping_source(const Mapping *mapping); /* NULL for an empty one */
 /* Loads weights under own names or, through the mapping, theirs, as each weight's is found in the
  * file, which may hold more tensors than needed; what is missing or of a wrong shape is reported
- * with both shapes.  `put` gets each weight in declared order. */
-typedef void (*PutWeight)(void *context, StateId state, const double *values, int64_t count);
+ * with both shapes.  `put` gets each weight block by block, [rows,columns]. */
+typedef void (*PutWeight)(void *context, StateId weight, StateBlock block, const double *values);
 bool weights_load(const Module *module, const Mapping *mapping, const char *path,
                   PutWeight put, void *context, Diagnostics *diagnostics);
 /* Writes a value for every weight (the weight itself or its gradient) under own or their names and
- * layouts, in f64 or f32.  `get` fills values in declared order. */
-typedef void (*GetWeight)(void *context, StateId weight, double *values, int64_t count);
+ * layouts, in f64 or f32.  `get` fills the values of a block, [rows,columns]. */
+typedef void (*GetWeight)(void *context, StateId weight, StateBlock block, double *values);
 bool weights_save(const Module *module, const Mapping *mapping, bool theirs, bool double_precision,
                   const char *path, GetWeight get, void *context, Diagnostics *diagnostics);
 /* The same, complete and synced but not yet under its name.  NULL after reporting. */
@@ -351,8 +367,8 @@ struct Engine {
     /* `scalars`: one for each of the function's.  False after reporting (check_nan). */
     bool (*run)(Engine *engine, const char *function, const double *scalars,
                 Diagnostics *diagnostics);
-    void (*read)(Engine *engine, StateId state, double *values);
-    void (*write)(Engine *engine, StateId state, const double *values);
+    void (*read)(Engine *engine, StateId state, StateBlock block, double *values);
+    void (*write)(Engine *engine, StateId state, StateBlock block, const double *values);
     /* From now on a run stops at the first tensor that holds a NaN or an infinity, and names it. */
     void (*watch)(Engine *engine);
     int64_t (*bytes)(Engine *engine);
@@ -363,6 +379,9 @@ struct Engine {
 Engine *engine_executor(const ProgramSet *set, int threads, const ExecutorOptions *options,
                         Diagnostics *diagnostics);
 Engine *engine_interpreter(const Module *module, bool check_nan, Diagnostics *diagnostics);
+/* All values of a state. */
+void engine_read(Engine *engine, StateId state, double *values);
+void engine_write(Engine *engine, StateId state, const double *values);
 
 /* ---- trainer.c ----------------------------------------------------------------------------- */
 /* What a run came to. */

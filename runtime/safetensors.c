@@ -340,6 +340,7 @@ void tensor_file_read(const TensorFile *file, const Tensor *tensor, int64_t firs
 struct TensorWriter {
     NewFile *file;
     int count, next; /* tensors; the one that is put next */
+    int64_t put;     /* elements of that one so far */
     Tensor *tensors; /* names are not kept */
 };
 
@@ -396,21 +397,25 @@ TensorWriter *tensor_writer_open(const char *path, const Tensor *tensors, int co
     return writer;
 }
 
-void tensor_writer_put(TensorWriter *writer, const double *values) {
+void tensor_writer_put(TensorWriter *writer, const double *values, int64_t count) {
     INTERNAL_CHECK(writer->next < writer->count);
-    const Tensor *tensor = &writer->tensors[writer->next++];
+    const Tensor *tensor = &writer->tensors[writer->next];
+    writer->put += count;
+    INTERNAL_CHECK(writer->put <= tensor->elements);
+    if (writer->put == tensor->elements) {
+        writer->next++;
+        writer->put = 0;
+    }
     if (tensor->dtype == TENSOR_F64) {
-        new_file_write(writer->file, values, 8 * (size_t)tensor->elements);
+        new_file_write(writer->file, values, sizeof *values * (size_t)count);
         return;
     }
     float chunk[4096];
-    for (int64_t done = 0; done < tensor->elements;) {
-        int64_t left = tensor->elements - done;
-        int64_t count = left < COUNT_OF(chunk) ? left : COUNT_OF(chunk);
-        for (int64_t i = 0; i < count; i++)
+    for (int64_t done = 0, some; done < count; done += some) {
+        some = count - done < COUNT_OF(chunk) ? count - done : COUNT_OF(chunk);
+        for (int64_t i = 0; i < some; i++)
             chunk[i] = (float)values[done + i];
-        new_file_write(writer->file, chunk, sizeof *chunk * (size_t)count);
-        done += count;
+        new_file_write(writer->file, chunk, sizeof *chunk * (size_t)some);
     }
 }
 

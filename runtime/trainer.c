@@ -68,10 +68,9 @@ static bool open_data(Session *session, bool for_evaluation) {
     return session->validation != NULL;
 }
 
-static void put_weight(void *context, StateId state, const double *values, int64_t count) {
-    (void)count;
+static void put_weight(void *context, StateId weight, StateBlock block, const double *values) {
     Engine *engine = context;
-    engine->write(engine, state, values);
+    engine->write(engine, weight, block, values);
 }
 
 static bool open_engine(Session *session, const ProgramSet *set) {
@@ -171,7 +170,7 @@ static bool run_function(Session *session, const char *name, ScalarValues values
 
 static double read_metric(Session *session, StateId metric) {
     double value;
-    session->engine->read(session->engine, metric, &value);
+    engine_read(session->engine, metric, &value);
     return value;
 }
 
@@ -189,15 +188,16 @@ static bool fill_inputs(Session *session, const TokenData *data, SampleOrder ord
 }
 
 static void zero_states(Session *session, Role role) {
+    double *zeros = checked_alloc(BLOCK_ELEMENTS * sizeof *zeros);
     for (StateId id = 0; id < session->module->states.count; id++) {
         const State *state = &session->module->states.data[id];
         if (state->role != role || state->flat)
             continue;
-        int64_t count = type_elements(session->module, state_type(state));
-        double *zeros = checked_alloc((size_t)count * sizeof *zeros);
-        session->engine->write(session->engine, id, zeros);
-        free(zeros);
+        StateBlock all = whole_state(session->module, id), block = {0};
+        while (next_block(all.rows, all.columns, &block))
+            session->engine->write(session->engine, id, block, zeros);
     }
+    free(zeros);
 }
 
 /* Loss and weight since the last call. */
@@ -205,8 +205,8 @@ static LossSum take_loss(Session *session) {
     LossSum sum = {read_metric(session, session->loss_sum),
                    read_metric(session, session->weight_sum)};
     const double zero = 0;
-    session->engine->write(session->engine, session->loss_sum, &zero);
-    session->engine->write(session->engine, session->weight_sum, &zero);
+    engine_write(session->engine, session->loss_sum, &zero);
+    engine_write(session->engine, session->weight_sum, &zero);
     return sum;
 }
 
@@ -327,7 +327,7 @@ static double probe_gradients(Training *training) {
         StateId gradient = training->probed.data[i];
         int64_t count =
             type_elements(session->module, state_type(&session->module->states.data[gradient]));
-        session->engine->read(session->engine, gradient, values);
+        engine_read(session->engine, gradient, values);
         for (int64_t j = 0; j < count; j++)
             if (!isfinite(values[j]))
                 return values[j];
@@ -416,10 +416,9 @@ static bool run_updates(Training *training) {
     return true;
 }
 
-static void get_weight(void *context, StateId weight, double *values, int64_t count) {
-    (void)count;
+static void get_weight(void *context, StateId weight, StateBlock block, double *values) {
     Engine *engine = context;
-    engine->read(engine, weight, values);
+    engine->read(engine, weight, block, values);
 }
 
 static bool write_run(Training *training) {
@@ -632,14 +631,14 @@ typedef struct Gradients {
     LossSum sum;
 } Gradients;
 
-static void get_gradient(void *context, StateId weight, double *values, int64_t count) {
+static void get_gradient(void *context, StateId weight, StateBlock block, double *values) {
     Gradients *gradients = context;
     const Module *module = gradients->session.module;
     StateId gradient =
         module_find_state(module, module->states.data[weight].path, ROLE_GRADIENT, 0);
     INTERNAL_CHECK(gradient >= 0);
-    gradients->session.engine->read(gradients->session.engine, gradient, values);
-    for (int64_t i = 0; i < count && gradients->sum.weight != 0; i++)
+    gradients->session.engine->read(gradients->session.engine, gradient, block, values);
+    for (int64_t i = 0; i < block.rows * block.columns && gradients->sum.weight != 0; i++)
         values[i] /= gradients->sum.weight;
 }
 

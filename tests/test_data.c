@@ -225,9 +225,10 @@ static void what_is_written_is_read_back(void **state) {
     for (int i = 0; i < 6000; i++)
         values[i] = i / 7.0 - 300;
     TensorWriter *writer = tensor_writer_open(path, tensors, 3, diagnostics);
-    tensor_writer_put(writer, values);
-    tensor_writer_put(writer, values + 1);
-    tensor_writer_put(writer, values + 2);
+    tensor_writer_put(writer, values, 4500);
+    tensor_writer_put(writer, values + 4500, 1500);
+    tensor_writer_put(writer, values + 1, 1);
+    tensor_writer_put(writer, values + 2, 5);
     assert_true(new_file_publish(tensor_writer_finish(writer, diagnostics), diagnostics));
     size_t length;
     char *bytes = read_file(path, 1 << 20, &length);

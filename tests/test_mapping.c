@@ -57,16 +57,27 @@ static void free_weights(Weights *weights) {
     free(weights->values);
 }
 
-static void keep_weight(void *context, StateId state, const double *values, int64_t count) {
-    Weights *weights = context;
-    assert_null(weights->values[state]);
-    weights->values[state] = malloc((size_t)count * sizeof *values);
-    memcpy(weights->values[state], values, (size_t)count * sizeof *values);
+/* Where a row of a block begins among the values of its state. */
+static double *row_of(const Weights *weights, StateId state, StateBlock block, int64_t row) {
+    return weights->values[state] +
+           (block.first_row + row) * whole_state(weights->module, state).columns +
+           block.first_column;
 }
 
-static void give_weight(void *context, StateId state, double *values, int64_t count) {
-    const Weights *weights = context;
-    memcpy(values, weights->values[state], (size_t)count * sizeof *values);
+static void keep_weight(void *context, StateId state, StateBlock block, const double *values) {
+    Weights *weights = context;
+    StateBlock whole = whole_state(weights->module, state);
+    if (!weights->values[state])
+        weights->values[state] = calloc((size_t)(whole.rows * whole.columns), sizeof *values);
+    for (int64_t row = 0; row < block.rows; row++)
+        for (int64_t i = 0; i < block.columns; i++)
+            row_of(weights, state, block, row)[i] += values[row * block.columns + i];
+}
+
+static void give_weight(void *context, StateId state, StateBlock block, double *values) {
+    for (int64_t row = 0; row < block.rows; row++)
+        memcpy(values + row * block.columns, row_of(context, state, block, row),
+               (size_t)block.columns * sizeof *values);
 }
 
 static const double *weight(const Weights *weights, const char *path) {
@@ -344,12 +355,12 @@ static void damaged_mappings_are_placed(void **state) {
 /* ---- joined tensors ----------------------------------------------------------------- */
 
 /* p[0..1].{q,k}: [D -> H,K] and [D -> J,K]; p[0..1].{b,c}: [H,K] and [J,K] without inputs. */
-static Module *joined_module(void) {
+static Module *joined_module(int64_t outputs) {
     Module *module = module_new();
     AxisId d = module_axis(module, "D", 3, (Span){0}),
            h = module_axis(module, "H", 2, (Span){0});
     AxisId j = module_axis(module, "J", 1, (Span){0}),
-           k = module_axis(module, "K", 5, (Span){0});
+           k = module_axis(module, "K", outputs, (Span){0});
     for (int i = 0; i < 2; i++)
         for (int which = 0; which < 4; which++) {
             State made = {.path = arena_printf(module->arena, "p[%d].%c", i, "qkbc"[which]),
@@ -367,63 +378,71 @@ static Module *joined_module(void) {
     return module;
 }
 
+/* Of q and b, twice as long as of k and c. */
+static void check_joined(bool out_first, int64_t outputs) {
+    Module *module = joined_module(outputs);
+    Diagnostics *diagnostics = diagnostics_new();
+    char text[200], model[96], path[96];
+    snprintf(text, sizeof text,
+             "p[i].{q,k} w.{i} %s # matrices\np[i].{b,c} b.{i} join(in) out\n",
+             out_first ? "join(out) in" : "in join(out)");
+    write_text("j.map", text);
+    snprintf(model, sizeof model, "%s/j.cola", folder);
+    snprintf(path, sizeof path, "%s/j.safetensors", folder);
+    Mapping *mapping = mapping_load(model, module->arena, diagnostics);
+    assert_non_null(mapping);
+    Weights weights = weights_of(module);
+    for (StateId id = 0; id < module->states.count; id++) {
+        int64_t count = type_elements(module, state_type(&module->states.data[id]));
+        weights.values[id] = calloc((size_t)count, sizeof(double));
+        for (int64_t e = 0; e < count; e++)
+            weights.values[id][e] = 1e8 * id + (double)e;
+    }
+    assert_true(
+        weights_save(module, mapping, true, true, path, give_weight, &weights, diagnostics));
+    TensorFile *file = tensor_file_open(path, diagnostics);
+    assert_int_equal(tensor_file_count(file), 4);
+    int64_t all = 3 * outputs, of_q = 2 * outputs;
+    double *values = calloc((size_t)(3 * all), sizeof *values);
+    const Tensor *tensor = tensor_file_find(file, "w.1");
+    assert_int_equal(tensor->shape[out_first], 3);
+    assert_int_equal(tensor->shape[1 - out_first], all);
+    tensor_file_read(file, tensor, 0, 3 * all, values);
+    for (int64_t i = 0; i < 3; i++)
+        for (int64_t o = 0; o < all; o++) /* q is state 4, k state 5 */
+            assert_true(values[out_first ? o * 3 + i : i * all + o] ==
+                        (o < of_q ? 4e8 + (double)(i * of_q + o)
+                                  : 5e8 + (double)(i * outputs + o - of_q)));
+    tensor = tensor_file_find(file, "b.0");
+    assert_int_equal(tensor->rank, 1);
+    tensor_file_read(file, tensor, 0, all, values);
+    for (int64_t o = 0; o < all; o++)
+        assert_true(values[o] == (o < of_q ? 2e8 + (double)o : 3e8 + (double)(o - of_q)));
+    free(values);
+    tensor_file_close(file);
+    Weights back = weights_of(module);
+    assert_true(weights_load(module, mapping, path, keep_weight, &back, diagnostics));
+    for (StateId id = 0; id < module->states.count; id++)
+        assert_memory_equal(
+            back.values[id], weights.values[id],
+            8 * (size_t)type_elements(module, state_type(&module->states.data[id])));
+    free_weights(&back);
+    free_weights(&weights);
+    diagnostics_free(diagnostics);
+    module_free(module);
+}
+
 static void joined_parameters_stand_side_by_side(void **state) {
     (void)state;
-    static const char *const sides[] = {"in join(out)", "join(out) in"};
-    for (int out_first = 0; out_first < 2; out_first++) {
-        Module *module = joined_module();
-        Diagnostics *diagnostics = diagnostics_new();
-        char text[200], model[96], path[96];
-        snprintf(text, sizeof text,
-                 "p[i].{q,k} w.{i} %s # matrices\np[i].{b,c} b.{i} join(in) out\n",
-                 sides[out_first]);
-        write_text("j.map", text);
-        snprintf(model, sizeof model, "%s/j.cola", folder);
-        snprintf(path, sizeof path, "%s/j.safetensors", folder);
-        Mapping *mapping = mapping_load(model, module->arena, diagnostics);
-        assert_non_null(mapping);
-        Weights weights = weights_of(module);
-        for (StateId id = 0; id < module->states.count; id++) {
-            int64_t count = type_elements(module, state_type(&module->states.data[id]));
-            weights.values[id] = calloc((size_t)count, sizeof(double));
-            for (int64_t e = 0; e < count; e++)
-                weights.values[id][e] = 100 * id + (double)e;
-        }
-        assert_true(weights_save(module, mapping, true, true, path, give_weight, &weights,
-                                 diagnostics));
-        TensorFile *file = tensor_file_open(path, diagnostics);
-        assert_int_equal(tensor_file_count(file), 4);
-        double values[45];
-        const Tensor *tensor = tensor_file_find(file, "w.1");
-        assert_int_equal(tensor->shape[out_first], 3);
-        assert_int_equal(tensor->shape[1 - out_first], 15);
-        tensor_file_read(file, tensor, 0, 45, values);
-        for (int i = 0; i < 3; i++)
-            for (int o = 0; o < 15; o++) /* q is state 4 with 10 outputs, k state 5 with 5 */
-                assert_true(values[out_first ? o * 3 + i : i * 15 + o] ==
-                            (o < 10 ? 400 + i * 10 + o : 500 + i * 5 + o - 10));
-        tensor = tensor_file_find(file, "b.0");
-        assert_int_equal(tensor->rank, 1);
-        tensor_file_read(file, tensor, 0, 15, values);
-        for (int o = 0; o < 15; o++)
-            assert_true(values[o] == (o < 10 ? 200 + o : 300 + o - 10));
-        tensor_file_close(file);
-        Weights back = weights_of(module);
-        assert_true(weights_load(module, mapping, path, keep_weight, &back, diagnostics));
-        for (StateId id = 0; id < module->states.count; id++)
-            assert_memory_equal(
-                back.values[id], weights.values[id],
-                8 * (size_t)type_elements(module, state_type(&module->states.data[id])));
-        free_weights(&back);
-        free_weights(&weights);
-        diagnostics_free(diagnostics);
-        module_free(module);
-    }
+    /* In one block, and in several: of whole rows, and of parts of rows. */
+    for (int64_t outputs = 5; outputs <= BLOCK_ELEMENTS; outputs *= 20000)
+        for (int out_first = 0; out_first < 2; out_first++)
+            check_joined(out_first, outputs);
 }
 
 static void two_parameters_of_one_name_are_refused(void **state) {
     (void)state;
-    Module *module = joined_module();
+    Module *module = joined_module(5);
     Diagnostics *diagnostics = diagnostics_new();
     char model[96], path[96];
     write_text("j.map", "p[i].q w in out\n");

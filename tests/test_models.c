@@ -56,7 +56,7 @@ static const Shrunk models[] = {
 static double *values_of(Engine *engine, StateId state, int64_t *count) {
     *count = type_elements(engine->module, state_type(&engine->module->states.data[state]));
     double *values = checked_alloc((size_t)*count * sizeof *values);
-    engine->read(engine, state, values);
+    engine_read(engine, state, values);
     return values;
 }
 
@@ -64,7 +64,7 @@ static double metric(Engine *engine, const char *path) {
     StateId state = module_find_state(engine->module, path, ROLE_METRIC, 0);
     assert_true(state >= 0);
     double value;
-    engine->read(engine, state, &value);
+    engine_read(engine, state, &value);
     return value;
 }
 
@@ -77,7 +77,7 @@ static double loss_of(Engine *engine, const char *name) {
         scalars[i] = !strcmp(function->scalars[i], "seed")      ? 7
                      : !strcmp(function->scalars[i], "sample0") ? 0
                                                                 : 1;
-    engine->write(engine, module_find_state(engine->module, "loss_sum", ROLE_METRIC, 0), &zero);
+    engine_write(engine, module_find_state(engine->module, "loss_sum", ROLE_METRIC, 0), &zero);
     Diagnostics *diagnostics = diagnostics_new();
     assert_true(engine->run(engine, name, scalars, diagnostics));
     diagnostics_free(diagnostics);
@@ -101,7 +101,7 @@ static void move(Engine *engine, int direction, double amount) {
         double *values = values_of(engine, (StateId)i, &count);
         for (int64_t j = 0; j < count; j++)
             values[j] += amount * direction_at(direction, i, j);
-        engine->write(engine, (StateId)i, values);
+        engine_write(engine, (StateId)i, values);
         free(values);
     }
 }

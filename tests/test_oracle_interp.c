@@ -85,10 +85,9 @@ static void compile_case(Run *run) {
     assert_null(ir_verify(run->module, STAGE_GRAPH));
 }
 
-static void put_weight(void *context, StateId state, const double *values, int64_t count) {
-    (void)count;
+static void put_weight(void *context, StateId weight, StateBlock block, const double *values) {
     Engine *engine = context;
-    engine->write(engine, state, values);
+    engine->write(engine, weight, block, values);
 }
 
 static Run run_new(const Case *of) {
@@ -151,7 +150,7 @@ static double metric(Run *run, const char *path) {
     StateId state = module_find_state(run->module, path, ROLE_METRIC, 0);
     assert_true(state >= 0);
     double value;
-    run->engine->read(run->engine, state, &value);
+    engine_read(run->engine, state, &value);
     return value;
 }
 
@@ -218,20 +217,19 @@ static void check_tensors(Run *run, GetWeight get, double scale, const char *fil
     tensor_file_close(have);
 }
 
-static void get_weight(void *context, StateId weight, double *values, int64_t count) {
-    (void)count;
+static void get_weight(void *context, StateId weight, StateBlock block, double *values) {
     TensorContext *of = context;
-    of->run->engine->read(of->run->engine, weight, values);
+    of->run->engine->read(of->run->engine, weight, block, values);
 }
 
 /* `micro` sums over targets; PyTorch takes the mean. */
-static void get_gradient(void *context, StateId weight, double *values, int64_t count) {
+static void get_gradient(void *context, StateId weight, StateBlock block, double *values) {
     TensorContext *of = context;
     const char *path = of->run->module->states.data[weight].path;
     StateId gradient = module_find_state(of->run->module, path, ROLE_GRADIENT, 0);
     assert_true(gradient >= 0);
-    of->run->engine->read(of->run->engine, gradient, values);
-    for (int64_t i = 0; i < count; i++)
+    of->run->engine->read(of->run->engine, gradient, block, values);
+    for (int64_t i = 0; i < block.rows * block.columns; i++)
         values[i] *= of->scale;
 }
 
