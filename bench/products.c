@@ -175,9 +175,10 @@ static void attention(Case *it, const char *name, int64_t m, int64_t n, int64_t 
                             .c_n = c[3],
                             .batch_count = 2,
                             .batch = {{BATCH, a[0], b[0], c[0]}, {HEADS, a[1], b[1], c[1]}}};
-    it->elements_a = BATCH * HEADS * m * k;
-    it->elements_b = BATCH * HEADS * k * n;
-    it->elements_c = BATCH * HEADS * m * n;
+    const int64_t batches = (int64_t)BATCH * HEADS;
+    it->elements_a = batches * m * k;
+    it->elements_b = batches * k * n;
+    it->elements_c = batches * m * n;
     bool a_transposed = a[3] != 1, b_transposed = b[3] != 1;
     set3(it->dots_a, m * k, a_transposed ? 1 : k, a_transposed ? m : 1);
     set3(it->dots_b, k * n, b_transposed ? 1 : n, b_transposed ? k : 1);
@@ -185,11 +186,11 @@ static void attention(Case *it, const char *name, int64_t m, int64_t n, int64_t 
 }
 
 static int attention_cases(Case *cases) {
-    enum { S = POSITIONS, K = HEAD_WIDTH, D = HEADS * HEAD_WIDTH };
-    static const int64_t rows[] = {S * D, K, D, 1};    /* [b,s,h,k] as [b,h][s,k] */
-    static const int64_t columns[] = {S * D, K, 1, D}; /* the same as [b,h][k,s] */
-    static const int64_t square[] = {HEADS * S * S, S * S, S, 1};
-    static const int64_t turned[] = {HEADS * S * S, S * S, 1, S};
+    const int64_t S = POSITIONS, K = HEAD_WIDTH, D = (int64_t)HEADS * HEAD_WIDTH;
+    const int64_t rows[] = {S * D, K, D, 1};    /* [b,s,h,k] as [b,h][s,k] */
+    const int64_t columns[] = {S * D, K, 1, D}; /* the same as [b,h][k,s] */
+    const int64_t square[] = {HEADS * S * S, S * S, S, 1};
+    const int64_t turned[] = {HEADS * S * S, S * S, 1, S};
     attention(&cases[0], "scores", S, S, K, rows, columns, square);
     attention(&cases[1], "values", S, K, S, square, rows, rows);
     attention(&cases[2], "dp", S, S, K, rows, columns, square);

@@ -394,9 +394,10 @@ static void put_marker(double x, double y, int64_t series, Text *out) {
         return;
     }
     text_printf(out, "<path class=\"p%d\" d=\"", colour);
-    for (int i = 0; i < corners[shape]; i++)
-        text_printf(out, "%s%.2f %.2f", i ? "L" : "M", x + RADIUS * outlines[shape][2 * i],
-                    y + RADIUS * outlines[shape][2 * i + 1]);
+    const double *outline = outlines[shape];
+    for (int i = 0; i < corners[shape]; i++, outline += 2)
+        text_printf(out, "%s%.2f %.2f", i ? "L" : "M", x + RADIUS * outline[0],
+                    y + RADIUS * outline[1]);
     text_puts(out, "Z\"");
 }
 

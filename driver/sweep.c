@@ -438,7 +438,7 @@ static char *run_folder(const Sweep *sweep, const Combination *c, uint64_t seed,
 static void train_row(Sweep *sweep, const Combination *c, Compiled *compiled, json_t *row,
                       uint64_t seed, const char *folder) {
     const Options *options = sweep->options;
-    TrainReport report;
+    TrainReport report = {0};
     TrainOptions train_options = {
         .request = &c->request,
         .data = options->data,

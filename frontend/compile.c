@@ -111,7 +111,7 @@ static void suggest_items(Expander *x, Diagnostic *d, ItemKind kind, const char 
     ARRAY(const char *) names = {0};
     Text all = {0};
     for (const Item *item = x->texts->items; item; item = item->next)
-        if (item->kind == kind && item != asking) {
+        if (item != asking && item->kind == kind) {
             text_printf(&all, "%s`%s`", all.length ? ", " : "", item->name.text);
             array_push(&names, item->name.text);
         }

@@ -636,7 +636,7 @@ static void put_tensor(const Saving *saving, TensorWriter *writer, const Slot *s
     for (int i = 1; i < count; i++)
         members[i] = slot_to_write(
             saving, member_weight(saving->module, &slot->match, i, saving->arena));
-    double *values = checked_alloc(2 * BLOCK_ELEMENTS * sizeof *values);
+    double *values = checked_alloc((size_t)2 * BLOCK_ELEMENTS * sizeof *values);
     StateBlock block = {0};
     while (next_block(slot->rows, slot->columns, &block)) {
         for (int i = 0; i < count; i++)

@@ -310,7 +310,7 @@ static double time_sample(Cursor *cursor, const PreparedProduct *prepared, char 
     int64_t bytes[3];
     product_operand_bytes(prepared, bytes);
     if (cursor->at > SAMPLE_ROUND ||
-        cursor->at + bytes[0] + bytes[1] + bytes[2] + 3 * 4096 > PROFILE_BYTES)
+        cursor->at + bytes[0] + bytes[1] + bytes[2] + (int64_t)3 * 4096 > PROFILE_BYTES)
         cursor->at = 0;
     float *operands[3];
     for (int i = 0; i < 3; i++)

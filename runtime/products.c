@@ -870,7 +870,7 @@ void product_run(const PreparedProduct *prepared, const void *a, const void *b, 
     Operands operands = {{a, bf16}, {b, bf16}};
     int64_t units = prepared->units, scratch_bytes = product_scratch_bytes(prepared);
     int team = units > 1 ? omp_get_max_threads() : 1;
-    int64_t chunk = units / (16 * (int64_t)team) + 1;
+    int64_t chunk = units / (16 * (int64_t)team) + 1; // NOLINT: the schedule clause reads it
     /* A team of one or of all: for other sizes the OpenMP runtime ends and starts threads. */
 #pragma omp parallel num_threads(team)
     {
