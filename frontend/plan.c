@@ -575,6 +575,36 @@ static void check_memory(Expander *x, const Directive *d) {
     x->compilation->memory_bytes = bytes;
 }
 
+/* Later lines win.  A plan that extends another does so on purpose; of lines of one plan, one of
+ * which nothing is left is a slip.  `last`: by weight, the line that wins. */
+static void warn_of_needless_factorize(Expander *x, const Factorize *f,
+                                       const Directive *const *last) {
+    const Directive *winner = NULL;
+    for (int k = 0; k < f->weight_count; k++) {
+        winner = last[f->weights[k]];
+        if (winner == f->directive)
+            return;
+    }
+    for (const Directive *d = f->directive->next; d; d = d->next)
+        if (d == winner)
+            note_at(warning_at(x->diagnostics, f->directive->span,
+                               "this changes nothing: later lines say what becomes of all its "
+                               "weights"),
+                    winner->span, "here");
+}
+
+static void warn_of_needless_factorizes(Expander *x) {
+    const Compilation *c = x->compilation;
+    const Directive **last =
+        checked_alloc((size_t)x->module->states.count * sizeof(const Directive *));
+    for (int i = 0; i < c->factorize_count; i++)
+        for (int k = 0; k < c->factorizes[i].weight_count; k++)
+            last[c->factorizes[i].weights[k]] = c->factorizes[i].directive;
+    for (int i = 0; i < c->factorize_count; i++)
+        warn_of_needless_factorize(x, &c->factorizes[i], last);
+    free(last);
+}
+
 void check_factorizes(Expander *x) {
     if (x->plan_chain.count == 0)
         return;
@@ -584,6 +614,7 @@ void check_factorizes(Expander *x) {
             if (d->kind == DIRECTIVE_FACTORIZE)
                 check_factorize(x, d, &uses);
     uses_free(&uses);
+    warn_of_needless_factorizes(x);
 }
 
 void check_other_directives(Expander *x) {
