@@ -381,6 +381,7 @@ static Expander *expander_new(Compilation *c, const Request *request) {
     x->compilation = c;
     x->request = request;
     x->module = c->module;
+    x->most_nodes = MAX_OPERATIONS;
     x->loss_sum = x->weight_sum = -1;
     c->expander = x;
     return x;

@@ -24,7 +24,8 @@
 enum { MAX_DEPTH = 1000 };     /* of expressions and calls within each other */
 enum { MAX_SCOPE_DEPTH = 60 }; /* of block instances; a selector is matched in 64 bits */
 enum { MAX_STEPS = 12000000 }; /* expressions and statements evaluated for one model */
-enum { MAX_OPERATIONS = MAX_NODES / 4 }; /* of a model: gradients are up to three times as many */
+/* Of a model.  Gradients are up to three times as many, and optimizers stand behind them. */
+enum { MAX_OPERATIONS = MAX_NODES / 4 };
 enum { AXIS_RESERVE = 1024 };  /* axes left to the passes */
 #define MAX_INTEGER       (INT64_C(1) << 60)
 #define DEFAULT_OPTIMIZER "adamw" /* of a recipe that names none */
@@ -234,6 +235,7 @@ struct Expander {
     const Request *request;
     Module *module;
     Function *function;      /* being built */
+    int most_nodes;          /* that it may have */
     StringMap items_by_name; /* blocks, fns, optimizers */
     ARRAY(ItemEntry) items;
     const Item *library; /* of a text that does not use it: where the default optimizer is from */

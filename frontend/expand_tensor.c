@@ -14,9 +14,9 @@ enum { MAX_MULTIPLIED_POWER = 64, NODE_RESERVE = 1000, MAX_OPERANDS = 3 };
 /* ---- limits -------------------------------------------------------------------------- */
 
 bool affordable(Expander *x, const Frame *f, Span span, Type type) {
-    if (x->function->nodes.count > MAX_OPERATIONS - NODE_RESERVE) {
+    if (x->function->nodes.count > x->most_nodes - NODE_RESERVE) {
         if (!x->exhausted)
-            complain(x, f, span, "the model has more than %d operations", MAX_OPERATIONS);
+            complain(x, f, span, "the model has more than %d operations", x->most_nodes);
         x->exhausted = true;
         return false;
     }

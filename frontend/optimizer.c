@@ -215,6 +215,7 @@ bool expand_optimizer(Compilation *compilation, Function *function, int recipe_g
     int errors = error_count(x);
 
     x->function = function;
+    x->most_nodes = MAX_NODES;
     OptimizerRun run = {.weight = weight};
     Frame frame = frame_begin(NULL, item, &x->globals);
     frame.optimizer = &run;
@@ -226,12 +227,12 @@ bool expand_optimizer(Compilation *compilation, Function *function, int recipe_g
     bool moved = false;
     for (int64_t i = 0; i < run.written.count; i++)
         moved |= strcmp(run.written.data[i], item->parameters->name.text) == 0;
-    if (!moved && error_count(x) == errors)
+    if (!moved && error_count(x) == errors && !x->exhausted)
         complain(x, NULL, item->name.span, "`%s` never gives the next `%s`", item->name.text,
                  item->parameters->name.text);
     array_free(&run.states);
     array_free(&run.ids);
     array_free(&run.written);
     frame_end(&frame);
-    return error_count(x) == errors;
+    return error_count(x) == errors && !x->exhausted;
 }

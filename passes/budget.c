@@ -335,7 +335,7 @@ static void refuse(Ladder *ladder) {
     if (module) {
         MemoryTable table = memory_table(module);
         int64_t arena_bytes = table.arena;
-        note_at(error, (Span){0}, "%s of it are weights, gradients and moments",
+        note_at(error, (Span){0}, "%s of it are weights, moments and other states",
                 bytes_text(table.peak - arena_bytes, states));
         note_live_values(error, module, arena);
     }

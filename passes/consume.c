@@ -7,10 +7,15 @@
  *   plan    reads the recipe: that it says so; clip, batch, optimizers
  *   example gradient w += g   ->   w = w - lr * (g / W), grad_squares = sum(g²)
  *
- * The weights are the same bit for bit: the gradient of a slab starts as 0, and 0 + g is g.  A
- * recipe that no text names promises nothing, so its gradients have their slab.  Nor does an
- * optimizer of whole weights (Muon) give up its slab: its products are the update's, where no plan
- * rounds or recomputes them. */
+ * A slab keeps the gradients
+ *   of a recipe that no text names, which promises nothing;
+ *   of several contributions: a weight that is used twice.  There each is added as it is made, where
+ *     a sum at the end would keep all of them alive until then;
+ *   that are forward values themselves, of which a plan may say other things than of gradients;
+ *   of an optimizer of whole weights (Muon): its products are the update's, where no plan rounds or
+ *     recomputes them.
+ * So the weights are the same bit for bit: the gradient of a slab starts as 0, and 0 + g is g (of a
+ * negative zero 0, which the optimizers of the library cannot tell). */
 #include "passes/passes.h"
 
 typedef struct Consume {
@@ -18,16 +23,41 @@ typedef struct Consume {
     Module *module;
     Function *micro;
     Builder b;
-    bool *consumed; /* by state: a gradient that needs no slab */
-    int64_t states; /* that there were */
+    int64_t states;       /* that there were */
+    NodeId *contribution; /* by state: what is written to it; -1 */
+    bool *consumed;       /* by state: a gradient that needs no slab */
     NodeId scale, step, squares;
 } Consume;
 
-bool gradients_are_consumed(const PassContext *context, int group) {
+bool gradients_may_be_consumed(const PassContext *context) {
     const Recipe *recipe = &context->compilation->recipe;
     return context->for_training && !context->keep_gradients && recipe->is_named &&
-           recipe->clip == 0 && recipe->batch == context->compilation->sequences &&
-           optimizer_is_elementwise(context->compilation, group);
+           recipe->clip == 0 && recipe->batch == context->compilation->sequences;
+}
+
+/* ---- which ------------------------------------------------------------------------------ */
+
+/* Finds the contributions, and sets `consumed`.  How many gradients that are. */
+static int64_t choose_gradients(Consume *c) {
+    int64_t found = 0;
+    int32_t *contributions = checked_alloc((size_t)c->states * sizeof *contributions);
+    for (int64_t i = 0; i < c->micro->writes.count; i++) {
+        const Write *write = &c->micro->writes.data[i];
+        contributions[write->state]++;
+        c->contribution[write->state] = write->value;
+    }
+    for (StateId id = 0; id < c->states; id++) {
+        const State *state = &c->module->states.data[id];
+        NodeId root = contributions[id] ? c->contribution[id] : -1;
+        while (root >= 0 && node_is_view(node_at(c->micro, root)))
+            root = node_at(c->micro, root)->inputs[0];
+        c->consumed[id] = state->role == ROLE_GRADIENT && contributions[id] <= 1 &&
+                          (root < 0 || node_at(c->micro, root)->adjoint_of >= 0) &&
+                          optimizer_is_elementwise(c->context->compilation, state->group);
+        found += c->consumed[id];
+    }
+    free(contributions);
+    return found;
 }
 
 /* ---- what gradients are scaled by ------------------------------------------------------- */
@@ -57,24 +87,11 @@ static NodeId runtime_scalar(Consume *c, const char *name) {
 
 /* ---- one weight ------------------------------------------------------------------------- */
 
-/* The sum of its contributions, in the order of their writes; 0 where the loss does not depend on
- * the weight. */
-static NodeId whole_gradient(Consume *c, StateId gradient) {
-    const State *state = &c->module->states.data[gradient];
-    Builder b = c->b;
-    b.adjoint_of = build_state(&c->b, state->weight);
-    NodeId sum = -1;
-    for (int64_t i = 0; i < c->micro->writes.count; i++) {
-        Write write = c->micro->writes.data[i];
-        if (write.state == gradient)
-            sum = sum < 0 ? write.value : build_2(&b, OP_ADD, sum, write.value);
-    }
-    return sum >= 0 ? sum : build_expand(&b, build_const(&b, TYPE_F32, 0), state_type(state));
-}
-
 static bool consume_gradient(Consume *c, StateId id) {
-    State gradient = c->module->states.data[id];
-    NodeId value = whole_gradient(c, id);
+    State gradient = c->module->states.data[id]; /* a copy: moments are added to the states */
+    NodeId value = c->contribution[id];
+    if (value < 0) /* the loss does not depend on the weight */
+        value = build_expand(&c->b, build_const(&c->b, TYPE_F32, 0), state_type(&gradient));
     NodeId squares = build_squares_sum(&c->b, value, gradient.in, gradient.in_count);
     c->squares = c->squares < 0 ? squares : build_2(&c->b, OP_ADD, c->squares, squares);
     NodeId rate = runtime_scalar(c, recipe_rate_name(c->module->arena, gradient.group));
@@ -96,7 +113,6 @@ static void drop_consumed_writes(Consume *c) {
 }
 
 static bool consume_all(Consume *c) {
-    bool done = true;
     c->scale = loss_scale(c);
     if (c->scale < 0) {
         refuse_module(c->context, "consume", "needs one write of the metric `weight_sum`");
@@ -104,10 +120,8 @@ static bool consume_all(Consume *c) {
     }
     c->step = runtime_scalar(c, "step");
     for (StateId id = 0; id < c->states; id++)
-        if (c->consumed[id])
-            done &= consume_gradient(c, id);
-    if (!done)
-        return false;
+        if (c->consumed[id] && !consume_gradient(c, id))
+            return false;
     drop_consumed_writes(c);
     Write write = {.state = module_metric(c->module, GRADIENT_SQUARES), .value = c->squares};
     array_push(&c->micro->writes, write);
@@ -118,23 +132,25 @@ static bool consume_all(Consume *c) {
 bool pass_consume(PassContext *context) {
     Module *module = context->module;
     Function *micro = module_find_function(module, "micro");
-    int64_t found = 0;
-    if (!micro || !context->for_training)
+    if (!micro || !gradients_may_be_consumed(context))
         return true;
+    if (module_find_function(module, "update")) {
+        refuse_module(context, "consume", "the module has an update already");
+        return false;
+    }
+    size_t states = (size_t)module->states.count;
     Consume c = {.context = context,
                  .module = module,
                  .micro = micro,
                  .b = builder(micro),
                  .states = module->states.count,
-                 .consumed = checked_alloc((size_t)module->states.count * sizeof(bool)),
+                 .contribution = checked_alloc(states * sizeof(NodeId)),
+                 .consumed = checked_alloc(states * sizeof(bool)),
                  .squares = -1};
-    for (int64_t id = 0; id < c.states; id++) {
-        const State *state = &module->states.data[id];
-        c.consumed[id] =
-            state->role == ROLE_GRADIENT && gradients_are_consumed(context, state->group);
-        found += c.consumed[id];
-    }
-    bool done = !found || consume_all(&c);
+    for (size_t id = 0; id < states; id++)
+        c.contribution[id] = -1;
+    bool done = !choose_gradients(&c) || consume_all(&c);
+    free(c.contribution);
     free(c.consumed);
     return done;
 }

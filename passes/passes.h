@@ -107,12 +107,13 @@ bool pass_memory(PassContext *context);
  * than the transcendental op in it (an expand of a cosine) is computed from the table. */
 
 /* ---- consume.c -----------------------------------------------------------------------------
- * Where a recipe that is named has no clip, and one micro-batch makes an update, the gradients of
- * groups with element-wise optimizers have no state.  `micro` then ends in `weight = …` and the
- * moments of each such weight, has the runtime scalars that optimizers read, and writes GRADIENT_SQUARES,
- * their Σ g² before any scale.  A weight's values are the same bit for bit. */
+ * Where a recipe that is named has no clip, and one micro-batch makes an update, gradients of one
+ * contribution have no state if their optimizer is element-wise.  `micro` then ends in `weight = …`
+ * and the moments of each such weight, has the runtime scalars that optimizers read, and writes
+ * GRADIENT_SQUARES, their Σ g² before any scale.  A weight's values are the same bit for bit;
+ * `grad_norm` is summed in another order. */
 #define GRADIENT_SQUARES "grad_squares"
-bool gradients_are_consumed(const PassContext *context, int group);
+bool gradients_may_be_consumed(const PassContext *context); /* says the recipe */
 
 /* ---- update.c ------------------------------------------------------------------------------
  * Every state gets its offset in the slab of its role: weights by optimizer group, then as
@@ -121,7 +122,7 @@ bool gradients_are_consumed(const PassContext *context, int group);
  * g (`lr`: of group 0).
  *   scale = 1 / weight_sum; norm = sqrt(Σ over groups of Σ g²) * scale (metric `grad_norm`);
  *   clip: factor = min(1, c / (norm + 1e-6)); g' = g * (scale * factor); optimizer; gradient = 0.
- *   A group whose optimizer is element-wise is one flat window `slabG` over axis slabG, of weights,
+ *   A group whose optimizer is element-wise and whose gradients all have their place is one flat window `slabG` over axis slabG, of weights,
  *   gradients and moments; each weight has its own moment states too, the window's members.  g² is
  *   summed in rows (a view of the window), so that the f32 sum of a large slab stays accurate.
  *   Metrics: `loss` = loss_sum / weight_sum (0 where weight_sum is 0), `grad_norm`, and for every
@@ -152,7 +153,7 @@ bool *sampled_part(const Function *function, Arena *arena);
  * With bf16: the operands of dots are bf16, sums are f32, results bf16 where they are no gradient
  * of a weight and no interior; reductions are f32; weights, moments and gradients are f32, and each
  * weight that a dot or gather reads has a bf16 copy (role copy, its weight's layout and offset),
- * which `update` writes in the pass that writes the weight. */
+ * which is written in the pass that writes the weight. */
 
 /* ---- recompute.c ---------------------------------------------------------------------------
  * A forward value of `micro` is *kept* when the backward part reads it as it is; else it reads a

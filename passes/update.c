@@ -6,8 +6,8 @@
  *   example gradient w += g in micro; update: w = w - lr * (g / weight_sum), gradient w = 0
  *
  * An element-wise optimizer does not care where one weight ends and the next begins: it runs
- * over a flat window of the slab that holds its whole group.  Others see one weight at a time.
- */
+ * over a flat window of the slab that holds its whole group, if all of it have gradients there.
+ * Others see one weight at a time. */
 #include "passes/passes.h"
 
 enum { SLAB_ALIGNMENT = 16 };                   /* elements: 64 bytes of f32 */
@@ -20,11 +20,12 @@ typedef struct Update {
     Function *function;
     Builder b;
     NodeId step, gradient_scale; /* a gradient is multiplied by the latter; no axes */
+    bool *has_gradient;          /* by weight; else `micro` updates it, or nothing does */
     int group_count;
     struct UpdateGroup {
         int64_t begin, end, row; /* elements of the slab; the window's row */
-        int weight_count;
-        StateId window, window_gradient; /* -1: an optimizer of whole weights */
+        int64_t weight_count, gradient_count;
+        StateId window, window_gradient; /* -1: weights are updated one by one */
     } * groups;
 } Update;
 typedef struct UpdateGroup UpdateGroup;
@@ -53,35 +54,62 @@ static bool place_state(const Module *module, State *state, int64_t *cursor) {
     return true;
 }
 
-/* A group's weights as declared.  Its end is padded to whole rows. */
-static bool place_group(Update *u, int group, int64_t *cursor) {
+static void find_gradients(Update *u) {
+    for (int64_t id = 0; id < u->module->states.count; id++) {
+        const State *state = &u->module->states.data[id];
+        if (state->role == ROLE_WEIGHT)
+            u->groups[state->group].weight_count++;
+        if (state->role != ROLE_GRADIENT)
+            continue;
+        u->groups[state->group].gradient_count++;
+        u->has_gradient[state->weight] = true;
+    }
+}
+
+static bool has_all_gradients(const UpdateGroup *at) {
+    return at->weight_count > 0 && at->gradient_count == at->weight_count;
+}
+
+/* A group's weights as declared: those that have gradients, or those that have none. */
+static bool place_some(Update *u, int group, bool with_gradient, int64_t *cursor) {
     Module *module = u->module;
-    UpdateGroup *at = &u->groups[group];
-    at->begin = *cursor;
     for (int64_t id = 0; id < module->states.count; id++) {
         State *state = &module->states.data[id];
-        if (state->role != ROLE_WEIGHT || state->group != group)
+        if (state->role != ROLE_WEIGHT || state->group != group ||
+            u->has_gradient[id] != with_gradient)
             continue;
-        at->weight_count++;
         if (!place_state(module, state, cursor)) {
             error_at(u->context->diagnostics, state->span,
                      "with `%s` the model has more than 2^60 parameters", state->path);
             return false;
         }
     }
+    return true;
+}
+
+/* A whole group.  Its end is padded to whole rows of its window. */
+static bool place_group(Update *u, int group, int64_t *cursor) {
+    UpdateGroup *at = &u->groups[group];
+    at->begin = *cursor;
+    if (!place_some(u, group, true, cursor))
+        return false;
     at->row = row_of_window(*cursor - at->begin);
     at->end = *cursor = at->begin + round_up(*cursor - at->begin, at->row);
     return true;
 }
 
-/* Groups that have gradients come first: their slab then ends with them. */
+/* Weights that have gradients come first: the gradients' slab then ends with them. */
 static bool place_weights(Update *u) {
     int64_t cursor = 0;
     bool done = true;
-    for (int consumed = 0; consumed <= 1; consumed++)
-        for (int group = 0; done && group < u->group_count; group++)
-            if (gradients_are_consumed(u->context, group) == consumed)
-                done = place_group(u, group, &cursor);
+    for (int group = 0; done && group < u->group_count; group++)
+        if (has_all_gradients(&u->groups[group]))
+            done = place_group(u, group, &cursor);
+    for (int group = 0; done && group < u->group_count; group++)
+        if (!has_all_gradients(&u->groups[group]))
+            done = place_some(u, group, true, &cursor);
+    for (int group = 0; done && group < u->group_count; group++)
+        done = place_some(u, group, false, &cursor);
     return done;
 }
 
@@ -134,8 +162,7 @@ static void add_windows(Update *u) {
     for (int group = 0; group < u->group_count; group++) {
         UpdateGroup *at = &u->groups[group];
         at->window = at->window_gradient = -1;
-        if (!at->weight_count || !optimizer_is_elementwise(u->compilation, group) ||
-            gradients_are_consumed(u->context, group))
+        if (!has_all_gradients(at) || !optimizer_is_elementwise(u->compilation, group))
             continue;
         at->window = add_window(u, group, ROLE_WEIGHT, -1);
         at->window_gradient = add_window(u, group, ROLE_GRADIENT, at->window);
@@ -393,9 +420,17 @@ bool pass_update(PassContext *context) {
                       micro ? "the module has an update already" : "needs a function `micro`");
         return false;
     }
+    if (context->for_training && !gradients_may_be_consumed(context) &&
+        module_find_state(module, GRADIENT_SQUARES, ROLE_METRIC, 0) >= 0) {
+        refuse_module(context, "update",
+                      "gradients are consumed in `micro`, where the recipe wants to have them");
+        return false;
+    }
     Update u = {.context = context, .compilation = context->compilation, .module = module};
     u.group_count = u.compilation->recipe.group_count;
     u.groups = checked_alloc((size_t)u.group_count * sizeof *u.groups);
+    u.has_gradient = checked_alloc((size_t)module->states.count);
+    find_gradients(&u);
     bool done = place_weights(&u);
     if (done && context->for_training) {
         add_windows(&u);
@@ -409,5 +444,6 @@ bool pass_update(PassContext *context) {
         done = false;
     }
     free(u.groups);
+    free(u.has_gradient);
     return done;
 }

@@ -294,22 +294,17 @@ static void report_stop(const Training *training, int64_t step, const char *what
          "%s", remedy);
 }
 
-static bool are_gradients_consumed(const Session *session) {
-    return module_find_state(session->module, GRADIENT_SQUARES, ROLE_METRIC, 0) >= 0;
-}
+static const char divergence_remedy[] =
+    "a lower rate (`-D lr=…`), a longer warm-up or a clip helps most often; `--check-nan` runs "
+    "until the same place and names the first bad tensor";
 
 /* Runs the micro-batch at hand once more, watched, so that the first bad tensor is named too; but
  * where `micro` updates weights, the old ones are gone. */
 static bool report_divergence(Training *training, const char *what, double value,
                               ScalarValues values) {
     Session *session = &training->session;
-    bool consumed = are_gradients_consumed(session);
-    report_stop(training, values.step, what, value,
-                consumed
-                    ? "a lower rate (`-D lr=…`), a longer warm-up or a clip helps most often; "
-                      "`--check-nan` runs until the same place and names the first bad tensor"
-                    : "a lower rate (`-D lr=…`), a longer warm-up or a clip helps most often");
-    if (consumed)
+    report_stop(training, values.step, what, value, divergence_remedy);
+    if (module_find_state(session->module, GRADIENT_SQUARES, ROLE_METRIC, 0) >= 0)
         return false;
     zero_states(session, ROLE_METRIC);
     zero_states(session, ROLE_GRADIENT);
@@ -374,14 +369,10 @@ static bool update(Training *training, int64_t step) {
     figures->peak_bytes = session->engine->bytes(session->engine);
     figures->seconds = now_seconds() - started;
     figures->validated = false;
-    if (isfinite(figures->gradient_norm))
-        return true;
-    if (are_gradients_consumed(session))
-        return report_divergence(training, "the gradient norm", figures->gradient_norm,
-                                 (ScalarValues){.step = step});
-    report_stop(training, step, "the gradient norm", figures->gradient_norm,
-                "`--check-nan` runs until the same place and names the first bad tensor");
-    return false;
+    if (!isfinite(figures->gradient_norm))
+        report_stop(training, step, "the gradient norm", figures->gradient_norm,
+                    divergence_remedy);
+    return isfinite(figures->gradient_norm);
 }
 
 static bool validate(Training *training) {
