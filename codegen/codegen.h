@@ -252,13 +252,13 @@ void print_c(Kernel *kernel, const char *name, Text *out);
 extern const char embedded_prelude_h[];
 
 /* ---- emit.c ----------------------------------------------------------------------------- */
-typedef enum Space {
-    SPACE_WEIGHT,
-    SPACE_GRADIENT,
-    SPACE_MOMENT,
-    SPACE_COPY,
-    SPACE_TABLE,
-    SPACE_METRIC,
+typedef enum Space { /* of states as their roles */
+    SPACE_WEIGHT = ROLE_WEIGHT,
+    SPACE_GRADIENT = ROLE_GRADIENT,
+    SPACE_MOMENT = ROLE_MOMENT,
+    SPACE_COPY = ROLE_COPY,
+    SPACE_TABLE = ROLE_TABLE,
+    SPACE_METRIC = ROLE_METRIC,
     SPACE_INPUT,
     SPACE_ARENA
 } Space;
@@ -308,8 +308,7 @@ typedef struct ProgramSet {
     const char **kernel_names;
     int product_count;
     Product *products;
-    int64_t slab_elements[ROLE_METRIC + 1]; /* by Role; of one moment */
-    int moment_count;
+    SlabList slabs;
     int64_t arena_bytes; /* the largest of the programs */
 } ProgramSet;
 /* Emits every function but `init`. */

@@ -39,25 +39,25 @@ const char *space_name(Space space) {
     return names[space];
 }
 
-static Operand state_operand(const Module *module, StateId id) {
-    static const Space spaces[] = {
-        [ROLE_WEIGHT] = SPACE_WEIGHT, [ROLE_GRADIENT] = SPACE_GRADIENT,
-        [ROLE_MOMENT] = SPACE_MOMENT, [ROLE_COPY] = SPACE_COPY,
-        [ROLE_TABLE] = SPACE_TABLE,   [ROLE_METRIC] = SPACE_METRIC};
+static Operand state_operand(const Emitter *e, StateId id) {
+    const Module *module = e->set->module;
     const State *state = &module->states.data[id];
     INTERNAL_CHECK(state->offset >= 0);
+    const Slab *slab =
+        &e->set->slabs.data[slab_index(&e->set->slabs, state->role, state->number)];
     int width = dtype_bytes(state->dtype);
-    return (Operand){.space = spaces[state->role],
+    return (Operand){.space = (Space)state->role,
                      .number = state->number,
-                     .offset = state->offset * width,
+                     .offset = (state->offset - slab->begin) * width,
                      .bytes = type_elements(module, state_type(state)) * width};
 }
 
-static Operand node_operand(const Function *function, NodeId id) {
+static Operand node_operand(const Emitter *e, NodeId id) {
+    const Function *function = e->function;
     const Node *node = node_at(function, id);
     int64_t bytes = type_elements(function->module, node->type) * dtype_bytes(node->type.dtype);
     if (node->op == OP_STATE)
-        return state_operand(function->module, (StateId)node->attr.integer);
+        return state_operand(e, (StateId)node->attr.integer);
     if (node->op == OP_INPUT)
         return (Operand){
             .space = SPACE_INPUT, .number = (int32_t)node->attr.integer, .bytes = bytes};
@@ -71,9 +71,9 @@ static Operand kernel_operand(const Emitter *e, const KernelOperand *operand,
     Operand result = {0};
     switch (operand->kind) {
     case OPERAND_NODE:
-        return node_operand(e->function, operand->id);
+        return node_operand(e, operand->id);
     case OPERAND_STATE:
-        return state_operand(e->function->module, operand->id);
+        return state_operand(e, operand->id);
     case OPERAND_INPUT:
         return (Operand){.space = SPACE_INPUT, .number = operand->id, .bytes = operand->bytes};
     case OPERAND_SCRATCH:
@@ -260,7 +260,7 @@ static Step emit_zero(Emitter *e, int group) {
         &e->function->writes.data[e->index.writes[e->index.write_begin[group]]];
     Step step = {.kind = STEP_ZERO, .operand_count = 1, .dot = -1};
     step.operands = arena_alloc(e->arena, sizeof *step.operands);
-    step.operands[0] = state_operand(e->function->module, write->state);
+    step.operands[0] = state_operand(e, write->state);
     step.label = state_label(e, write->state);
     step.bytes = (double)step.operands[0].bytes;
     return step;
@@ -335,9 +335,9 @@ static double product_terms(const Product *product) {
 }
 
 /* The memory of a view, from its first element on. */
-static Operand view_operand(const Function *function, const View *view) {
-    Operand operand = node_operand(function, view->root);
-    int width = dtype_bytes(node_at(function, view->root)->type.dtype);
+static Operand view_operand(const Emitter *e, const View *view) {
+    Operand operand = node_operand(e, view->root);
+    int width = dtype_bytes(node_at(e->function, view->root)->type.dtype);
     operand.offset += view->base * width;
     operand.bytes -= view->base * width;
     return operand;
@@ -386,10 +386,9 @@ static Step emit_product(Emitter *e, int group) {
     Product product = group_product(e, group, &a, &b, &result);
     Step step = {.kind = STEP_PRODUCT, .operand_count = 3, .dot = dot};
     step.operands = arena_alloc_array(e->arena, 3, sizeof *step.operands);
-    step.operands[product.swapped] = view_operand(function, &a);
-    step.operands[!product.swapped] = view_operand(function, &b);
-    step.operands[2] =
-        write ? state_operand(function->module, write->state) : node_operand(function, dot);
+    step.operands[product.swapped] = view_operand(e, &a);
+    step.operands[!product.swapped] = view_operand(e, &b);
+    step.operands[2] = write ? state_operand(e, write->state) : node_operand(e, dot);
     step.index = share_product(e, &product);
     step.label = product_label(e, dot, write);
     step.flops = 2 * product_terms(&product);
@@ -407,8 +406,8 @@ static Step emit_copy(Emitter *e, const Write *write) {
     INTERNAL_CHECK(!write->add);
     Step step = {.kind = STEP_COPY, .operand_count = 2, .dot = -1};
     step.operands = arena_alloc_array(e->arena, 2, sizeof *step.operands);
-    step.operands[0] = node_operand(e->function, source);
-    step.operands[1] = state_operand(e->function->module, write->state);
+    step.operands[0] = node_operand(e, source);
+    step.operands[1] = state_operand(e, write->state);
     INTERNAL_CHECK(step.operands[0].bytes == step.operands[1].bytes);
     step.label = state_label(e, write->state);
     step.span = node_at(e->function, source)->span;
@@ -448,18 +447,6 @@ static Program emit_program(Emitter *e, const Function *function) {
     return program;
 }
 
-static void measure_slabs(ProgramSet *set) {
-    const Module *module = set->module;
-    for (int64_t i = 0; i < module->states.count; i++) {
-        const State *state = &module->states.data[i];
-        int64_t end = state->offset + type_elements(module, state_type(state));
-        if (end > set->slab_elements[state->role])
-            set->slab_elements[state->role] = end;
-        if (state->role == ROLE_MOMENT && state->number >= set->moment_count)
-            set->moment_count = state->number + 1;
-    }
-}
-
 static Emitter emitter_new(const Module *module) {
     Arena *arena = arena_new();
     ProgramSet *set = arena_alloc(arena, sizeof *set);
@@ -467,7 +454,7 @@ static Emitter emitter_new(const Module *module) {
     set->module = module;
     set->programs =
         arena_alloc_array(arena, (size_t)module->functions.count, sizeof *set->programs);
-    measure_slabs(set);
+    set->slabs = module_slabs(module, true, arena);
     return (Emitter){.set = set, .arena = arena};
 }
 
@@ -538,9 +525,8 @@ MemoryTable program_memory(const ProgramSet *set) {
     const Module *module = set->module;
     MemoryTable table = memory_table(module);
     int64_t slabs = 0;
-    for (Role role = ROLE_WEIGHT; role <= ROLE_METRIC; role++)
-        slabs += (role == ROLE_MOMENT ? set->moment_count : 1) * set->slab_elements[role] *
-                 dtype_bytes(role_dtype(role));
+    for (int i = 0; i < set->slabs.count; i++)
+        slabs += slab_bytes(&set->slabs.data[i]);
     int64_t added = set->arena_bytes - table.arena + slabs - table.weights - table.copies -
                     table.gradients - table.optimizer - table.tables;
     for (int i = 0; i < module->inputs.count; i++) {

@@ -87,28 +87,46 @@ static int64_t add_or_stay(int64_t a, int64_t b) { /* at the largest number */
     return __builtin_add_overflow(a, b, &sum) ? INT64_MAX : sum;
 }
 
-/* Bytes of the slab of one role: to the end of its last state. */
-static int64_t slab_bytes(const Module *module, Role role) {
-    int64_t numbers = 1, total = 0;
-    for (int64_t i = 0; i < module->states.count; i++)
-        if (module->states.data[i].role == role && module->states.data[i].number >= numbers)
-            numbers = module->states.data[i].number + 1;
-    int64_t *ends = checked_alloc((size_t)numbers * sizeof *ends);
+int slab_index(const SlabList *list, Role role, int number) {
+    return role < ROLE_MOMENT    ? (int)role
+           : role == ROLE_MOMENT ? ROLE_MOMENT + number
+                                 : (int)role + list->moment_count - 1;
+}
+
+int64_t slab_bytes(const Slab *slab) {
+    int64_t width = dtype_bytes(role_dtype(slab->role));
+    return slab->elements > INT64_MAX / width ? INT64_MAX : slab->elements * width;
+}
+
+/* Makes room for elements [begin, end). */
+static void extend_slab(Slab *slab, int64_t begin, int64_t end) {
+    int64_t old_end = add_or_stay(slab->begin, slab->elements);
+    if (slab->elements == 0 || begin < slab->begin)
+        slab->begin = begin;
+    slab->elements = (end > old_end ? end : old_end) - slab->begin;
+}
+
+SlabList module_slabs(const Module *module, bool with_windows, Arena *arena) {
+    SlabList list = {0};
     for (int64_t i = 0; i < module->states.count; i++) {
         const State *state = &module->states.data[i];
-        if (state->role != role || state->flat)
-            continue;
-        int64_t *end = &ends[state->number];
-        int64_t begin = state->offset >= 0 ? state->offset : *end;
-        int64_t own_end = add_or_stay(begin, type_elements(module, state_type(state)));
-        *end = own_end > *end ? own_end : *end;
+        if (state->role == ROLE_MOMENT && state->number >= list.moment_count)
+            list.moment_count = state->number + 1;
     }
-    for (int64_t i = 0; i < numbers; i++)
-        total = add_or_stay(total, ends[i] > INT64_MAX / 4
-                                       ? INT64_MAX
-                                       : ends[i] * dtype_bytes(role_dtype(role)));
-    free(ends);
-    return total;
+    list.count = slab_index(&list, ROLE_METRIC, 0) + 1;
+    list.data = arena_alloc_array(arena, (size_t)list.count, sizeof(Slab));
+    for (Role role = ROLE_WEIGHT; role <= ROLE_METRIC; role++)
+        for (int number = 0; number < (role == ROLE_MOMENT ? list.moment_count : 1); number++)
+            list.data[slab_index(&list, role, number)] = (Slab){.role = role, .number = number};
+    for (int64_t i = 0; i < module->states.count; i++) {
+        const State *state = &module->states.data[i];
+        Slab *slab = &list.data[slab_index(&list, state->role, state->number)];
+        int64_t begin = state->offset >= 0 ? state->offset : slab->elements;
+        if (with_windows || !state->flat)
+            extend_slab(slab, begin,
+                        add_or_stay(begin, type_elements(module, state_type(state))));
+    }
+    return list;
 }
 
 const Function *largest_function(const Module *module) {
@@ -120,12 +138,18 @@ const Function *largest_function(const Module *module) {
 }
 
 MemoryTable memory_table(const Module *module) {
-    MemoryTable table = {.weights = slab_bytes(module, ROLE_WEIGHT),
-                         .copies = slab_bytes(module, ROLE_COPY),
-                         .gradients = slab_bytes(module, ROLE_GRADIENT),
-                         .optimizer = slab_bytes(module, ROLE_MOMENT),
-                         .tables =
-                             slab_bytes(module, ROLE_TABLE) + slab_bytes(module, ROLE_METRIC)};
+    MemoryTable table = {0};
+    int64_t *const rows[] = {
+        [ROLE_WEIGHT] = &table.weights,     [ROLE_COPY] = &table.copies,
+        [ROLE_GRADIENT] = &table.gradients, [ROLE_MOMENT] = &table.optimizer,
+        [ROLE_TABLE] = &table.tables,       [ROLE_METRIC] = &table.tables};
+    Arena *scratch = arena_new();
+    SlabList slabs = module_slabs(module, false, scratch);
+    for (int i = 0; i < slabs.count; i++) {
+        int64_t *row = rows[slabs.data[i].role];
+        *row = add_or_stay(*row, slab_bytes(&slabs.data[i]));
+    }
+    arena_free(scratch);
     const Function *function = largest_function(module);
     if (function) {
         Arena *arena = arena_new();

@@ -467,6 +467,21 @@ int64_t order_bound(const Function *function);
 int64_t pack_slots(SlotList *slots, int64_t groups, int64_t lower_bound);
 
 /* ---- memory.c ------------------------------------------------------------------------------ */
+/* The memory of the states of a role, or of one moment: what they take of its places, elements
+ * [begin, begin + elements). */
+typedef struct Slab {
+    Role role;
+    int number; /* of the moment */
+    int64_t begin, elements;
+} Slab;
+typedef struct SlabList {
+    int count, moment_count;
+    Slab *data; /* by role and number: slab_index */
+} SlabList;
+/* In `arena`.  with_windows: also the padding of the windows that optimizers run over. */
+SlabList module_slabs(const Module *module, bool with_windows, Arena *arena);
+int slab_index(const SlabList *list, Role role, int number);
+int64_t slab_bytes(const Slab *slab); /* INT64_MAX where they are more */
 /* Bytes by class, of one training step. */
 typedef struct MemoryTable { /* lower_bound: no arena can be smaller with this order */
     int64_t weights, gradients, optimizer, tables, kept_activations, workspace, arena, peak;

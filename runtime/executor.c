@@ -36,9 +36,8 @@ struct Executor {
     const ProgramSet *set;
     ExecutorOptions options;
     bool timing;
-    char *slabs[ROLE_METRIC + 1]; /* NULL for ROLE_MOMENT */
-    char **moments;               /* [set->moment_count] */
-    char **inputs;                /* [module->inputs.count] */
+    char **slabs;  /* [set->slabs.count] */
+    char **inputs; /* [module->inputs.count] */
     char *arena;
     int64_t bytes;
     BoundProgram *programs; /* [set->program_count] */
@@ -57,11 +56,6 @@ static int64_t element_bytes(int64_t elements) {
     return elements > INT64_MAX / width ? INT64_MAX : elements * width;
 }
 
-static int64_t slab_bytes(const ProgramSet *set, Role role) {
-    int64_t elements = set->slab_elements[role], width = dtype_bytes(role_dtype(role));
-    return elements > INT64_MAX / width ? INT64_MAX : elements * width;
-}
-
 static int64_t input_bytes(const Module *module, int input) {
     const Input *declared = &module->inputs.data[input];
     return element_bytes(axes_elements(module, declared->axes, declared->axis_count));
@@ -77,13 +71,15 @@ typedef struct MemoryNeed {
 } MemoryNeed;
 
 static MemoryNeed memory_need(const ProgramSet *set, const ExecutorOptions *options) {
-    MemoryNeed need = {
-        .weights = saturated_sum(slab_bytes(set, ROLE_WEIGHT), slab_bytes(set, ROLE_COPY)),
-        .gradients = slab_bytes(set, ROLE_GRADIENT),
-        .arena = arena_size(set, options)};
-    for (int i = 0; i < set->moment_count; i++)
-        need.optimizer = saturated_sum(need.optimizer, slab_bytes(set, ROLE_MOMENT));
-    need.others = saturated_sum(slab_bytes(set, ROLE_TABLE), slab_bytes(set, ROLE_METRIC));
+    MemoryNeed need = {.arena = arena_size(set, options)};
+    int64_t *rows_of_roles[] = {
+        [ROLE_WEIGHT] = &need.weights,     [ROLE_COPY] = &need.weights,
+        [ROLE_GRADIENT] = &need.gradients, [ROLE_MOMENT] = &need.optimizer,
+        [ROLE_TABLE] = &need.others,       [ROLE_METRIC] = &need.others};
+    for (int i = 0; i < set->slabs.count; i++) {
+        int64_t *row = rows_of_roles[set->slabs.data[i].role];
+        *row = saturated_sum(*row, slab_bytes(&set->slabs.data[i]));
+    }
     for (int i = 0; i < set->module->inputs.count; i++)
         need.inputs = saturated_sum(need.inputs, input_bytes(set->module, i));
     int64_t rows[] = {need.weights, need.gradients, need.optimizer,
@@ -121,13 +117,10 @@ static bool allocate_one(Executor *executor, int64_t bytes, char **memory) {
 static bool allocate_all(Executor *executor) {
     const ProgramSet *set = executor->set;
     bool good = true;
-    executor->moments = checked_alloc((size_t)set->moment_count * sizeof(char *));
+    executor->slabs = checked_alloc((size_t)set->slabs.count * sizeof(char *));
     executor->inputs = checked_alloc((size_t)set->module->inputs.count * sizeof(char *));
-    for (Role role = ROLE_WEIGHT; good && role <= ROLE_METRIC; role++)
-        if (role != ROLE_MOMENT)
-            good = allocate_one(executor, slab_bytes(set, role), &executor->slabs[role]);
-    for (int i = 0; good && i < set->moment_count; i++)
-        good = allocate_one(executor, slab_bytes(set, ROLE_MOMENT), &executor->moments[i]);
+    for (int i = 0; good && i < set->slabs.count; i++)
+        good = allocate_one(executor, slab_bytes(&set->slabs.data[i]), &executor->slabs[i]);
     for (int i = 0; good && i < set->module->inputs.count; i++)
         good = allocate_one(executor, input_bytes(set->module, i), &executor->inputs[i]);
     return good &&
@@ -135,25 +128,12 @@ static bool allocate_all(Executor *executor) {
 }
 
 static char *space_base(const Executor *executor, const Operand *operand) {
-    switch (operand->space) {
-    case SPACE_WEIGHT:
-        return executor->slabs[ROLE_WEIGHT];
-    case SPACE_GRADIENT:
-        return executor->slabs[ROLE_GRADIENT];
-    case SPACE_MOMENT:
-        return executor->moments[operand->number];
-    case SPACE_COPY:
-        return executor->slabs[ROLE_COPY];
-    case SPACE_TABLE:
-        return executor->slabs[ROLE_TABLE];
-    case SPACE_METRIC:
-        return executor->slabs[ROLE_METRIC];
-    case SPACE_INPUT:
+    if (operand->space == SPACE_INPUT)
         return executor->inputs[operand->number];
-    case SPACE_ARENA:
+    if (operand->space == SPACE_ARENA)
         return executor->arena;
-    }
-    internal_error("an operand in no space");
+    Role role = (Role)operand->space;
+    return executor->slabs[slab_index(&executor->set->slabs, role, operand->number)];
 }
 
 /* What a run computes on the host is known now, so that a run allocates nothing. */
@@ -242,14 +222,12 @@ void executor_free(Executor *executor) {
     Device *device = executor->device;
     for (int i = 0; i < set->program_count; i++)
         unbind_program(&executor->programs[i]);
-    for (Role role = ROLE_WEIGHT; role <= ROLE_METRIC; role++)
-        device->release(device, executor->slabs[role]);
-    for (int i = 0; i < set->moment_count; i++)
-        device->release(device, executor->moments[i]);
+    for (int i = 0; i < set->slabs.count; i++)
+        device->release(device, executor->slabs[i]);
     for (int i = 0; i < set->module->inputs.count; i++)
         device->release(device, executor->inputs[i]);
     device->release(device, executor->arena);
-    free(executor->moments);
+    free(executor->slabs);
     free(executor->inputs);
     free(executor->programs);
     free(executor);
@@ -312,10 +290,10 @@ static int64_t last_stride(const Arrangement *a) {
 }
 
 static char *state_memory(const Executor *executor, const State *state) {
-    char *slab = state->role == ROLE_MOMENT ? executor->moments[state->number]
-                                            : executor->slabs[state->role];
     INTERNAL_CHECK(state->offset >= 0 && !state->flat);
-    return slab + element_bytes(state->offset);
+    int slab = slab_index(&executor->set->slabs, state->role, state->number);
+    int64_t place = state->offset - executor->set->slabs.data[slab].begin;
+    return executor->slabs[slab] + place * dtype_bytes(state->dtype);
 }
 
 /* To nearest, ties to even; a NaN stays one. */
@@ -345,7 +323,7 @@ static char *copy_memory(const Executor *executor, const State *weight) {
         return NULL;
     const State *copy = &executor->set->module->states.data[id];
     INTERNAL_CHECK(copy->offset == weight->offset && !copy->flat && copy->dtype == TYPE_BF16);
-    return executor->slabs[ROLE_COPY] + copy->offset * dtype_bytes(TYPE_BF16);
+    return state_memory(executor, copy);
 }
 
 static int64_t memory_elements(const Executor *executor, const State *state) {
@@ -578,11 +556,8 @@ static void initialize_tables(Executor *executor) {
 void executor_initialize(Executor *executor, uint64_t seed) {
     const ProgramSet *set = executor->set;
     Device *device = executor->device;
-    for (Role role = ROLE_WEIGHT; role <= ROLE_METRIC; role++)
-        if (role != ROLE_MOMENT)
-            device->zero(device, executor->slabs[role], slab_bytes(set, role));
-    for (int i = 0; i < set->moment_count; i++)
-        device->zero(device, executor->moments[i], slab_bytes(set, ROLE_MOMENT));
+    for (int i = 0; i < set->slabs.count; i++)
+        device->zero(device, executor->slabs[i], slab_bytes(&set->slabs.data[i]));
     for (StateId id = 0; id < set->module->states.count; id++) {
         const State *state = &set->module->states.data[id];
         if ((state->role == ROLE_WEIGHT || state->role == ROLE_MOMENT) && !state->flat &&

@@ -420,9 +420,8 @@ typedef struct SetTimes {
 
 static double set_bytes(const ProgramSet *set) {
     double bytes = (double)set->arena_bytes;
-    for (int role = 0; role < COUNT_OF(set->slab_elements); role++)
-        bytes += (double)set->slab_elements[role] * dtype_bytes(role_dtype((Role)role)) *
-                 (role == ROLE_MOMENT ? set->moment_count : 1);
+    for (int i = 0; i < set->slabs.count; i++)
+        bytes += (double)slab_bytes(&set->slabs.data[i]);
     return bytes;
 }
 

@@ -99,6 +99,12 @@ at_once="--recipe tests/at_once.cola:at_once"
     fail "--keep-gradients keeps none"
 [ "$(bytes gradients)" -eq "$((4 * $(bytes params)))" ] || fail "no recipe keeps none"
 [ "$(bytes gradients --recipe demo)" -eq "$((4 * $(bytes params)))" ] || fail "a clip keeps none"
+# A second moment takes the memory of those that have one: with Muon, embedding, head and gains.
+with_second=$((2 * 32000 * 512 + 17 * 512))
+for options in "" --keep-gradients; do
+    [ "$(bytes optimizer --recipe tests/at_once.cola:with_muon $options)" -eq \
+        "$((4 * ($(bytes params) + with_second)))" ] || fail "with_muon $options: other moments"
+done
 for plan in full gcp cola cola_m; do
     [ "$(bytes peak $at_once --plan $plan)" -lt "$(bytes peak --plan $plan)" ] ||
         fail "$plan: gradients that die at once save no memory"

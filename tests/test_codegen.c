@@ -32,7 +32,7 @@ typedef struct Machine {
     ProgramSet *set;
     JitResult *kernels;
     PreparedProduct **products;
-    char *slabs[ROLE_METRIC + 1][3]; /* by role and number */
+    char **slabs; /* [set->slabs.count] */
     const int32_t **inputs;
     char *arena;
 } Machine;
@@ -66,7 +66,8 @@ static int64_t element_in_memory(const Module *module, StateId state, int64_t el
 
 static float *state_memory(const Machine *m, StateId id) {
     const State *state = &m->module->states.data[id];
-    return (float *)(void *)m->slabs[state->role][state->number] + state->offset;
+    int slab = slab_index(&m->set->slabs, state->role, state->number);
+    return (float *)(void *)m->slabs[slab] + (state->offset - m->set->slabs.data[slab].begin);
 }
 
 /* Values of inputs: the interpreter's and the program's; freed at the end of all tests. */
@@ -85,9 +86,9 @@ static void free_inputs(void) {
 
 static Machine machine_new(ProgramSet *set, Interp *interp) {
     Machine m = {.module = set->module, .set = set};
-    for (int role = 0; role <= ROLE_METRIC; role++)
-        for (int number = 0; number < 3; number++)
-            m.slabs[role][number] = checked_alloc((size_t)set->slab_elements[role] * 4);
+    m.slabs = checked_alloc((size_t)set->slabs.count * sizeof(char *));
+    for (int i = 0; i < set->slabs.count; i++)
+        m.slabs[i] = checked_alloc((size_t)slab_bytes(&set->slabs.data[i]));
     m.inputs = checked_alloc((size_t)m.module->inputs.count * sizeof *m.inputs);
     for (int i = 0; i < m.module->inputs.count; i++)
         m.inputs[i] = shared_input(m.module, i);
@@ -105,9 +106,9 @@ static Machine machine_new(ProgramSet *set, Interp *interp) {
 }
 
 static void machine_free(Machine *m) {
-    for (int role = 0; role <= ROLE_METRIC; role++)
-        for (int number = 0; number < 3; number++)
-            free(m->slabs[role][number]);
+    for (int i = 0; i < m->set->slabs.count; i++)
+        free(m->slabs[i]);
+    free(m->slabs);
     for (int i = 0; i < m->set->product_count; i++)
         product_free(m->products[i]);
     free(m->products);
@@ -116,11 +117,6 @@ static void machine_free(Machine *m) {
 }
 
 static char *operand_memory(const Machine *m, const Operand *operand) {
-    static const Role roles[] = {[SPACE_WEIGHT] = ROLE_WEIGHT,
-                                 [SPACE_GRADIENT] = ROLE_GRADIENT,
-                                 [SPACE_MOMENT] = ROLE_MOMENT,
-                                 [SPACE_TABLE] = ROLE_TABLE,
-                                 [SPACE_METRIC] = ROLE_METRIC};
     if (operand->space == SPACE_ARENA)
         return m->arena + operand->offset;
     if (operand->space == SPACE_INPUT) {
@@ -130,7 +126,8 @@ static char *operand_memory(const Machine *m, const Operand *operand) {
         } input = {m->inputs[operand->number]};
         return input.bytes + operand->offset;
     }
-    return m->slabs[roles[operand->space]][operand->number] + operand->offset;
+    return m->slabs[slab_index(&m->set->slabs, (Role)operand->space, operand->number)] +
+           operand->offset;
 }
 
 static void call_kernel(const Machine *m, const Program *program, const Step *step,

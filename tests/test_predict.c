@@ -108,7 +108,6 @@ static void example_make(Example *e, int64_t arena_bytes) {
                           .kernels = e->kernels,
                           .product_count = 2,
                           .products = e->products,
-                          .moment_count = MOMENTS,
                           .arena_bytes = arena_bytes};
 }
 
@@ -177,10 +176,13 @@ static void test_bandwidth_is_that_of_the_programs_round(void **state) {
     assert_close(profile_bandwidth(&machine, 1 << 14), 300.0);
     assert_close(profile_bandwidth(&machine, 1 << 20), 150.0);
     assert_close(profile_bandwidth(&machine, 1e12), 100.0);
-    /* A program's round: its arena and its slabs, that of moments so often as there are. */
+    /* A program's round: its arena and its slabs. */
     Example e;
     example_make(&e, 1 << 13);
-    e.set.slab_elements[ROLE_MOMENT] = (1 << 13) / 4 / MOMENTS;
+    Slab slabs[MOMENTS];
+    for (int i = 0; i < MOMENTS; i++)
+        slabs[i] = (Slab){.role = ROLE_MOMENT, .elements = (1 << 13) / 4 / MOMENTS};
+    e.set.slabs = (SlabList){MOMENTS, MOMENTS, slabs};
     double seconds[6];
     predict_program(&machine, &e.set, &e.programs[0], seconds);
     assert_close(seconds[5], 500 / 300.0 + machine.region_seconds);
