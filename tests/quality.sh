@@ -49,34 +49,34 @@ cmp -s "$work/before" "$work/out/train.txt" || same "the order is a function of 
 
 # ---- the queue -----------------------------------------------------------------------------------
 echo 'a full 8 8 0' >"$work/arms"
-run() { # ARM UPDATES LR SEED VALID TEST
-    echo "{\"kind\":\"run\",\"setup\":\"s\",\"arm\":\"$1\",\"updates\":$2,\"tokens\":$(($2 * 8192)),\"lr\":\"$3\",\"seed\":$4,\"diverged\":$([ "$5" = null ] && echo true || echo false),\"valid\":$5,\"test\":$6,\"test_by_source\":{\"gcide\":$6},\"params\":1,\"train_flops\":$(awk -v t=$(($2 * 8192)) -v f="${7:-1}" 'BEGIN { printf "%.6e", t * f }'),\"peak_bytes\":1048576,\"wall_s\":1,\"commit\":\"c\",\"processor\":\"p\"}"
+run() { # ARM BYTES LR SEED VALID TEST
+    echo "{\"kind\":\"run\",\"setup\":\"s\",\"arm\":\"$1\",\"updates\":$(($2 / 8192)),\"tokens\":$2,\"lr\":\"$3\",\"seed\":$4,\"diverged\":$([ "$5" = null ] && echo true || echo false),\"valid\":$5,\"test\":$6,\"test_by_source\":{\"gcide\":$6},\"params\":1,\"train_flops\":$(awk -v t=$2 -v f="${7:-1}" 'BEGIN { printf "%.6e", t * f }'),\"peak_bytes\":1048576,\"wall_s\":1,\"commit\":\"c\",\"processor\":\"p\"}"
 }
 queue() { awk -v setup=s -v stage="${1:-all}" -v only= -f bench/quality/queue.awk "$work/arms" "$work/results" | cut -d ' ' -f 6-8 | paste -sd '|'; }
 : >"$work/results"
-same "four rates first" "512 3e-3 11|512 5e-3 11|512 1.7e-3 11|512 8e-3 11" "$(queue)"
+same "four rates first" "4194304 1.7e-3 11|4194304 3e-3 11|4194304 1e-3 11|4194304 5e-3 11" "$(queue)"
 same "nothing at full length before" "" "$(queue full)"
-{ run a 512 1.7e-3 11 10.5 0; run a 512 3e-3 11 9.75 0; run a 512 5e-3 11 9.5 0; } >>"$work/results"
-same "what is there is not asked for" "512 8e-3 11" "$(queue)"
-run a 512 8e-3 11 9.25 0 >>"$work/results"
-same "the best is at the edge: one further" "512 1.4e-2 11" "$(queue)"
-run a 512 1.4e-2 11 null null >>"$work/results"
-full="2048 8e-3 1|2048 8e-3 2|2048 8e-3 3|2048 5e-3 1|2048 5e-3 2|2048 5e-3 3"
+{ run a 4194304 1e-3 11 10.5 0; run a 4194304 1.7e-3 11 9.75 0; run a 4194304 3e-3 11 9.5 0; } >>"$work/results"
+same "what is there is not asked for" "4194304 5e-3 11" "$(queue)"
+run a 4194304 5e-3 11 9.25 0 >>"$work/results"
+same "the best is at the edge: one further" "4194304 8e-3 11" "$(queue)"
+run a 4194304 8e-3 11 null null >>"$work/results"
+full="16777216 5e-3 1|16777216 5e-3 2|16777216 5e-3 3|16777216 3e-3 1|16777216 3e-3 2|16777216 3e-3 3"
 same "one that diverged is the worst; the better neighbour" "$full" "$(queue)"
 same "tuning is complete" "" "$(queue tune)"
 sed -i 's/"setup":"s"/"setup":"t"/' "$work/results"
-same "other setups do not count" "512 3e-3 11|512 5e-3 11|512 1.7e-3 11|512 8e-3 11" "$(queue)"
+same "other setups do not count" "4194304 1.7e-3 11|4194304 3e-3 11|4194304 1e-3 11|4194304 5e-3 11" "$(queue)"
 
 # ---- the report: 0.02, 0.03, 0.04 has deviation 0.01, so its interval is ± 4.303 · 0.01 / √3 --------
 for arm in cola lowrank full dense_flops; do echo "$arm full 8 8 0"; done >"$work/arms"
 for seed in 1 2 3; do
     for lr in 1e-3 2e-3; do # the higher rate is worse on valid; its test would show
         worse=$([ $lr = 1e-3 ] && echo 0 || echo 1)
-        run cola 2048 $lr $seed $((1 + worse)).5 1.5${worse}0 4
-        run lowrank 2048 $lr $seed $((1 + worse)).5 1.4$((9 - seed))
-        run full 2048 $lr $seed $((1 + worse)).5 1.00 16
+        run cola 16777216 $lr $seed $((1 + worse)).5 1.5${worse}0 4
+        run lowrank 16777216 $lr $seed $((1 + worse)).5 1.4$((9 - seed))
+        run full 16777216 $lr $seed $((1 + worse)).5 1.00 16
         # a line from 2.02 at 1 to 1.00 at 16 FLOPs has 1.51 at 4
-        run dense_flops 2048 $lr $seed $((1 + worse)).5 2.0$((seed * 2)) 1
+        run dense_flops 16777216 $lr $seed $((1 + worse)).5 2.0$((seed * 2)) 1
     done
 done >"$work/results"
 report=$(awk -v setup=s -v points="$work/points" -f bench/quality/report.awk "$work/arms" "$work/results")

@@ -1,6 +1,6 @@
-# The runs that are still to do, most useful first: arm, plan, D, F, R, updates, lr, seed.
+# The runs that are still to do, most useful first: arm, plan, D, F, R, bytes, lr, seed.
 #     awk -v setup=HASH -v stage=all -v only= -f queue.awk ARMS RESULTS
-# Tuning: rates of a ladder, the four in its middle first, arms interleaved; where the best of an
+# Tuning: rates of a ladder, four about its lower middle first, arms interleaved; where the best of an
 # arm is at the edge of what was tried, the ladder's next rate beyond it.  Full length, for an arm
 # whose best lies inside: that rate with seeds 1, 2, 3, then its better neighbour with the same.
 function value(line, key,    at) { # of a key in a JSON line: a number or text without quotes
@@ -10,18 +10,18 @@ function value(line, key,    at) { # of a key in a JSON line: a number or text w
     sub("^\"" key "\":\"?", "", at)
     return at
 }
-function say(arm, updates, lr, seed) {
-    if ((arm, updates, lr, seed) in loss)
+function say(arm, bytes, lr, seed) {
+    if ((arm, bytes, lr, seed) in loss)
         return 0
-    print arm, shape[arm], updates, lr, seed
+    print arm, shape[arm], bytes, lr, seed
     return 1
 }
 function tuned(arm, rate) { return loss[arm, TUNE, rates[rate], TUNE_SEED] }
 BEGIN {
     count = split("3e-4 6e-4 1e-3 1.7e-3 3e-3 5e-3 8e-3 1.4e-2 2.4e-2 4e-2 7e-2", rates, " ")
-    first = 4
-    tried = split("5 6 4 7", order, " ") # places in the ladder, from `first` to `first` + 3
-    TUNE = 512; FULL = 2048; TUNE_SEED = 11; SEEDS = 3
+    first = 3
+    tried = split("4 5 3 6", order, " ") # places in the ladder, from `first` to `first` + 3
+    TUNE = 4194304; FULL = 16777216; TUNE_SEED = 11; SEEDS = 3
 }
 FNR == NR {
     if (/^[a-z]/ && (only == "" || index("," only ",", "," $1 ","))) {
@@ -32,7 +32,7 @@ FNR == NR {
 }
 value($0, "kind") == "run" && value($0, "setup") == setup {
     found = value($0, "diverged") == "true" ? 1e9 : value($0, "valid")
-    loss[value($0, "arm"), value($0, "updates"), value($0, "lr"), value($0, "seed")] = found + 0
+    loss[value($0, "arm"), value($0, "tokens"), value($0, "lr"), value($0, "seed")] = found + 0
 }
 END {
     for (i = 1; i <= tried && stage != "full"; i++)

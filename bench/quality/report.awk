@@ -28,7 +28,7 @@ function with_commas(number,    text, out) {
 }
 
 BEGIN {
-    TUNE = 512; FULL = 2048; TUNE_SEED = 11; SEEDS = 3
+    TUNE = 4194304; FULL = 16777216; TUNE_SEED = 11; SEEDS = 3
     split("12.706 4.303", student, " ") # 97.5% of Student's t with 1 and 2 degrees of freedom
     source_count = split("gcide linux python perl foldoc", sources, " ")
 }
@@ -46,13 +46,14 @@ value($0, "kind") == "time" {
     timed_on = value($0, "processor"); timed_commit = value($0, "commit")
 }
 value($0, "kind") == "run" {
-    arm = value($0, "arm"); updates = value($0, "updates"); lr = value($0, "lr"); seed = value($0, "seed")
-    if (!((arm, updates, lr, seed) in line))
-        runs[updates]++
-    line[arm, updates, lr, seed] = $0
+    arm = value($0, "arm"); bytes = value($0, "tokens"); lr = value($0, "lr"); seed = value($0, "seed")
+    if (!((arm, bytes, lr, seed) in line))
+        runs[bytes]++
+    full_updates = FULL * value($0, "updates") / bytes
+    line[arm, bytes, lr, seed] = $0
     diverged = value($0, "diverged") == "true"
-    valid[arm, updates, lr, seed] = diverged ? 1e9 : value($0, "valid") + 0
-    if (!diverged && updates == FULL)
+    valid[arm, bytes, lr, seed] = diverged ? 1e9 : value($0, "valid") + 0
+    if (!diverged && bytes == FULL)
         test[arm, lr, seed] = value($0, "test") + 0
     if (!(lr in known)) {
         known[lr] = 1
@@ -136,8 +137,8 @@ function tuning_table(    a, i, best, x, text) {
 
 function point(kind, arm, lr, loss) {
     printf "{\"kind\":\"%s\",\"arm\":\"%s\",\"family\":\"%s\",\"lr\":%s,\"loss\":%.6f,\"train_flops\":%.6e,\"peak_mib\":%.2f%s}\n", kind, arm,
-           arm ~ /^cola/ ? "CoLA" : arm ~ /^lowrank/ ? "W = BA" : "dense", lr, loss, flops[arm] * FULL * 8192, peak[arm] / 1048576,
-           seconds[arm] ? sprintf(",\"seconds\":%.1f", seconds[arm] * FULL) : "" > points
+           arm ~ /^cola/ ? "CoLA" : arm ~ /^lowrank/ ? "W = BA" : "dense", lr, loss, flops[arm] * FULL, peak[arm] / 1048576,
+           seconds[arm] ? sprintf(",\"seconds\":%.1f", seconds[arm] * full_updates) : "" > points
 }
 
 function full_table(    a, i, seed, n, sum, squares, mean, text) {
@@ -293,8 +294,8 @@ function cost_table(    a, arm) {
         arm = arms[a]
         if (!(arm in flops))
             continue
-        printf "| `%s` | %s | %.3e | %s | %s | %s | %.1f |\n", arm, with_commas(params[arm]), flops[arm] * FULL * 8192,
-               milliseconds(seconds[arm]), seconds[arm] ? sprintf("%.0f", seconds[arm] * FULL) : "",
+        printf "| `%s` | %s | %.3e | %s | %s | %s | %.1f |\n", arm, with_commas(params[arm]), flops[arm] * FULL,
+               milliseconds(seconds[arm]), seconds[arm] ? sprintf("%.0f", seconds[arm] * full_updates) : "",
                milliseconds(update_seconds(arm, most_threads)), peak[arm] / 1048576
     }
     if (timed_on)
