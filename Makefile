@@ -15,7 +15,7 @@ SOURCES = $(filter-out driver/main.c,$(wildcard $(FOLDERS:%=%/*.c)))
 GENERATED = $(BUILD)/frontend/parser.c $(BUILD)/frontend/lexer.c
 OBJECTS = $(SOURCES:%.c=$(BUILD)/%.o) $(GENERATED:.c=.o)
 # Texts that the program carries within itself.
-EMBEDDED = frontend/std.cola codegen/prelude.h
+EMBEDDED = frontend/std.cola codegen/prelude.h codegen/prelude_c.h
 EMBEDDED_OBJECTS = $(patsubst %,$(BUILD)/%.embed.o,$(wildcard $(EMBEDDED)))
 TESTS = $(patsubst tests/%.c,%,$(wildcard tests/test_*.c))
 

@@ -6,7 +6,9 @@
  *   build.c      making kernels: open loops, emit values as far out as they can stand
  *   loops.c      merging and tiling of a kernel's loops
  *   print_c.c    the C printer
+ *   print.c      values as expressions, for both printers (their common header is print.h)
  *   prelude.h    exp, log, sin, … as polynomials, in the C subset of both printers (embedded)
+ *   prelude_c.h  what stands before it in C (embedded)
  *   emit.c       a scheduled, placed function -> a program: a flat list of steps
  */
 #ifndef COLAC_CODEGEN_H
@@ -249,7 +251,7 @@ int64_t scratch_aligned(int64_t bytes); /* rounded up to it */
  * `void NAME(void *const *buffers, const double *scalars)`: buffers in operand order. Readable,
  * deterministic; the kernel IR stands in a comment above.  `name` is label_hash. */
 void print_c(Kernel *kernel, const char *name, Text *out);
-extern const char embedded_prelude_h[];
+extern const char embedded_prelude_h[], embedded_prelude_c_h[];
 
 /* ---- emit.c ----------------------------------------------------------------------------- */
 typedef enum Space { /* of states as their roles */
@@ -322,8 +324,12 @@ void program_set_free(ProgramSet *set);
 MemoryTable program_memory(const ProgramSet *set);
 const Program *program_find(const ProgramSet *set, const char *name); /* NULL */
 void program_print(const ProgramSet *set, const Program *program, Text *out);
-/* The C of all kernels, cut into `parts` texts of about equal work; each begins with the
- * prelude. */
+/* Adds the prelude and the text of all kernels, as `print` prints one, to `parts` texts: about
+ * equal work in each. */
+void emit_kernels(const ProgramSet *set,
+                  void (*print)(Kernel *kernel, const char *name, Text *out), int parts,
+                  Text *out);
+/* The C of all kernels so; each text begins with both preludes. */
 void emit_c(const ProgramSet *set, int parts, Text *out);
 
 #endif

@@ -622,11 +622,12 @@ static int by_length(const void *left, const void *right) {
 }
 
 /* The longest first, each to the text that is shortest by then. */
-void emit_c(const ProgramSet *set, int parts, Text *out) {
+void emit_kernels(const ProgramSet *set, void (*print)(Kernel *, const char *, Text *),
+                  int parts, Text *out) {
     KernelText *kernels = checked_alloc((size_t)set->kernel_count * sizeof *kernels);
     for (int i = 0; i < set->kernel_count; i++) {
         kernels[i].number = i;
-        print_c(set->kernels[i], set->kernel_names[i], &kernels[i].text);
+        print(set->kernels[i], set->kernel_names[i], &kernels[i].text);
     }
     if (set->kernel_count)
         qsort(kernels, (size_t)set->kernel_count, sizeof *kernels, by_length);
@@ -642,4 +643,10 @@ void emit_c(const ProgramSet *set, int parts, Text *out) {
         text_free(&kernels[i].text);
     }
     free(kernels);
+}
+
+void emit_c(const ProgramSet *set, int parts, Text *out) {
+    for (int part = 0; part < parts; part++)
+        text_puts(&out[part], embedded_prelude_c_h);
+    emit_kernels(set, print_c, parts, out);
 }

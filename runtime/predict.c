@@ -125,6 +125,7 @@ static void measure_work(MachineProfile *profile) {
     static const char *const name = "measure_work";
     Text source = {0};
     Diagnostics *diagnostics = diagnostics_new();
+    text_puts(&source, embedded_prelude_c_h);
     text_puts(&source, embedded_prelude_h);
     text_puts(&source, work_source);
     JitResult *compiled = jit_compile(&source, 1, &name, 1, diagnostics);

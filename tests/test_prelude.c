@@ -8,6 +8,7 @@
 
 #include <math.h>
 
+#include "codegen/prelude_c.h"
 #include "codegen/prelude.h"
 #include "ir/ir.h"
 
