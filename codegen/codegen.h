@@ -234,14 +234,15 @@ GroupIndex group_index(const Function *function, Arena *arena);
  *   row      for each row: sweeps over the inner axes, one for each depth of reductions, then one
  *            for what depends on the last; row values between them.  A value that is dear to compute
  *            and wanted in several sweeps is kept in a buffer of the row, as far as those fit in
- *            cache.  Few and long rows are cut in blocks of REDUCE_BLOCK that run side by side
+ *            `local_bytes`.  Few and long rows are cut in blocks of REDUCE_BLOCK that run side by
+ *            side
  *   column   the summed positions are cut in chunks (a function of their number alone), each summed
  *            in order; the partial sums are summed in chunk order
  *   scatter  a worker owns a block of the kept axes and walks the index in order
  * The stores of a flat group, and those of a row group's last sweep, may take over the memory of an
  * operand (may_take_place_of). */
 LoweredGroup lower_group(const Function *function, const GroupIndex *index, int group,
-                         Arena *arena);
+                         int64_t local_bytes, Arena *arena);
 /* Bytes of scratch memory that its kernel wants, each array aligned: a function of extents. */
 int64_t group_scratch_bytes(const Function *function, const GroupIndex *index, int group);
 enum { SCRATCH_ALIGNMENT = 64 };
@@ -313,8 +314,10 @@ typedef struct ProgramSet {
     SlabList slabs;
     int64_t arena_bytes; /* the largest of the programs */
 } ProgramSet;
-/* Emits every function but `init`. */
-ProgramSet *emit_programs(const Module *module);
+/* Emits every function but `init`.  `local_bytes`: of local buffers, that an iteration of a kernel's
+ * parallel loops may have; the bits are the same for any. */
+enum { HOST_LOCAL_BYTES = 256 << 10 }; /* on a thread's stack, and in its cache */
+ProgramSet *emit_programs(const Module *module, int64_t local_bytes);
 /* What program_memory and products need of it alone: no programs, no kernels.  A quarter of the
  * time. */
 ProgramSet *outline_programs(const Module *module);

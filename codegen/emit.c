@@ -14,6 +14,7 @@ typedef ARRAY(NodeId) ScalarList;
 typedef struct Emitter {
     ProgramSet *set;
     Arena *arena;
+    int64_t local_bytes;
     StringMap kernel_by_text, product_by_text;
     ARRAY(Kernel *) kernels;
     ARRAY(const char *) kernel_names;
@@ -267,7 +268,8 @@ static Step emit_zero(Emitter *e, int group) {
 }
 
 static Step emit_launch(Emitter *e, int group) {
-    LoweredGroup lowered = lower_group(e->function, &e->index, group, arena_new());
+    LoweredGroup lowered =
+        lower_group(e->function, &e->index, group, e->local_bytes, arena_new());
     Step step = {.kind = STEP_LAUNCH,
                  .operand_count = lowered.operand_count,
                  .scalar_count = lowered.scalar_count,
@@ -474,8 +476,9 @@ static ProgramSet *emitter_finish(Emitter *e) {
     return set;
 }
 
-ProgramSet *emit_programs(const Module *module) {
+ProgramSet *emit_programs(const Module *module, int64_t local_bytes) {
     Emitter emitter = emitter_new(module);
+    emitter.local_bytes = local_bytes;
     ProgramSet *set = emitter.set;
     for (int64_t i = 0; i < module->functions.count; i++) {
         const Function *function = module->functions.data[i];

@@ -455,7 +455,7 @@ static bool can_recall(const Lowering *l, const NodeInfo *info, const int32_t *p
         return false;
     if (info->in_memory || info->kept >= 0)
         return true;
-    return l->kept_bytes + l->inner * 4 <= KEPT_BYTES && info->in_sweep >= 0 &&
+    return l->kept_bytes + l->inner * 4 <= l->local_bytes && info->in_sweep >= 0 &&
            !is_open(&l->builder, info->in_sweep) && is_dear(node);
 }
 

@@ -571,8 +571,16 @@ static void lower_tall_columns(Lowering *l, Columns columns, Chunks chunks) {
     close_nest(l, nest);
 }
 
+/* A worker has a sum of each column for each reduction. */
+static int64_t column_block(const Lowering *l) {
+    int64_t block = COLUMN_BLOCK;
+    while (block > 1 && block * 4 * l->reductions.count > l->local_bytes)
+        block /= 2;
+    return block;
+}
+
 static void lower_columns(Lowering *l) {
-    Columns columns = columns_of(l, l->group->rows, l->group->row_count, COLUMN_BLOCK);
+    Columns columns = columns_of(l, l->group->rows, l->group->row_count, column_block(l));
     Chunks chunks = chunks_of(l->inner);
     if (is_tall(l->rows, &chunks))
         lower_tall_columns(l, columns, chunks);
@@ -770,13 +778,14 @@ static void free_lowering(Lowering *l) {
 }
 
 static LoweredGroup lower(const Function *function, const GroupIndex *index, int group,
-                          bool linear_columns, Arena *arena) {
+                          int64_t local_bytes, bool linear_columns, Arena *arena) {
     Lowering l = {.function = function,
                   .module = function->module,
                   .group = &function->groups.data[group],
                   .group_number = group,
                   .arena = arena,
                   .sweep = -1,
+                  .local_bytes = local_bytes,
                   .linear_columns = linear_columns};
     l.info_pages = arena_alloc_array(arena, (size_t)(function->nodes.count / INFO_PAGE + 1),
                                      sizeof *l.info_pages);
@@ -793,13 +802,13 @@ static LoweredGroup lower(const Function *function, const GroupIndex *index, int
 
 /* Columns and scattered rows are first taken as one axis, however many there are. */
 LoweredGroup lower_group(const Function *function, const GroupIndex *index, int group,
-                         Arena *arena) {
-    LoweredGroup lowered = lower(function, index, group, true, arena);
+                         int64_t local_bytes, Arena *arena) {
+    LoweredGroup lowered = lower(function, index, group, local_bytes, true, arena);
     GroupKind kind = function->groups.data[group].kind;
     if ((kind == GROUP_COLUMN || kind == GROUP_SCATTER) &&
         has_digits_in_lanes(lowered.kernel, &lowered.kernel->body, false)) {
         kernel_free(lowered.kernel);
-        lowered = lower(function, index, group, false, arena);
+        lowered = lower(function, index, group, local_bytes, false, arena);
     }
     return lowered;
 }

@@ -9,7 +9,6 @@
 #include "codegen/codegen.h"
 
 enum { INFO_PAGE = 64 };
-enum { KEPT_BYTES = 256 << 10 }; /* of a row, at most: on a thread's stack, and in its cache */
 
 /* A value that was computed at an environment. */
 typedef struct Evaluated {
@@ -60,6 +59,7 @@ typedef struct Lowering {
     AxisId axes[2 * MAX_AXES];
     int32_t axis_positions[2 * MAX_AXES];
     ValueId sweep;          /* the sweep over a row's inner axes that is open; -1 */
+    int64_t local_bytes;    /* that an iteration may have of its own */
     int64_t kept_bytes;     /* of a row, in buffers: from one sweep for later ones */
     bool linear_columns;    /* a worker's columns run through all kept axes */
     int64_t inner, rows;    /* elements */

@@ -88,7 +88,7 @@ bool compile_programs(Compiled *compiled, const Options *options, bool for_train
     if (!compile(compiled, options, NULL, for_training))
         return false;
     double started = now_seconds();
-    compiled->programs = emit_programs(compiled->compilation->module);
+    compiled->programs = emit_programs(compiled->compilation->module, HOST_LOCAL_BYTES);
     compiled->seconds += now_seconds() - started;
     return true;
 }

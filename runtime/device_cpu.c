@@ -101,6 +101,11 @@ static void cpu_zero(Device *device, void *at, int64_t bytes) {
     }
 }
 
+static int64_t cpu_available_bytes(Device *device) {
+    (void)device;
+    return machine_available_bytes();
+}
+
 static void cpu_synchronize(Device *device) {
     (void)device; /* every call returns when its work is done */
 }
@@ -190,6 +195,7 @@ Device *device_cpu_open(int threads, Diagnostics *diagnostics) {
     cpu->device = (Device){
         .name = "cpu",
         .on_host = true,
+        .available_bytes = cpu_available_bytes,
         .allocate = cpu_allocate,
         .release = cpu_release,
         .load = cpu_load,

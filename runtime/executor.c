@@ -17,13 +17,17 @@ typedef struct BoundStep {
     const Step *step;
     void **buffers;  /* an address for each operand */
     double *scalars; /* filled before a run */
+    const double *device_scalars;
 } BoundStep;
 
 typedef struct BoundProgram {
     const Program *program;
     BoundStep *steps;
-    void **buffers;  /* the storage of all steps' */
-    double *scalars; /* likewise */
+    void **buffers;         /* the storage of all steps' */
+    double *scalars;        /* likewise */
+    double *device_scalars; /* the same in the device's memory */
+    int64_t scalar_count;
+    void *recording; /* NULL: not recorded yet */
     double *host;    /* values of Program.host_scalars */
     int64_t host_step_count;
     NodeId *host_steps;  /* what these follow from, inputs first */
@@ -155,8 +159,20 @@ static void bind_host_scalars(BoundProgram *bound) {
     free(wanted);
 }
 
-static void bind_program(const Executor *executor, const Program *program,
-                         BoundProgram *bound) {
+/* Room for all steps' scalars where kernels read them.  False: no memory. */
+static bool bind_device_scalars(Executor *executor, BoundProgram *bound) {
+    char *memory = (char *)bound->scalars;
+    if (!executor->device->on_host && bound->scalar_count &&
+        !allocate_one(executor, bound->scalar_count * (int64_t)sizeof(double), &memory))
+        return false;
+    bound->device_scalars = (double *)(void *)memory;
+    for (int64_t i = 0; i < bound->program->step_count; i++)
+        bound->steps[i].device_scalars =
+            bound->device_scalars + (bound->steps[i].scalars - bound->scalars);
+    return true;
+}
+
+static bool bind_program(Executor *executor, const Program *program, BoundProgram *bound) {
     int64_t buffer_count = 0, scalar_count = 0;
     for (int64_t i = 0; i < program->step_count; i++) {
         buffer_count += program->steps[i].operand_count;
@@ -173,14 +189,18 @@ static void bind_program(const Executor *executor, const Program *program,
     double *scalars = bound->scalars;
     for (int64_t i = 0; i < program->step_count; i++) {
         const Step *step = &program->steps[i];
-        bound->steps[i] = (BoundStep){step, buffers, scalars};
+        bound->steps[i] = (BoundStep){step, buffers, scalars, NULL};
         for (int j = 0; j < step->operand_count; j++)
             *buffers++ = space_base(executor, &step->operands[j]) + step->operands[j].offset;
         scalars += step->scalar_count;
     }
+    bound->scalar_count = scalar_count;
+    return bind_device_scalars(executor, bound);
 }
 
-static void unbind_program(BoundProgram *bound) {
+static void unbind_program(const Executor *executor, BoundProgram *bound) {
+    if (!executor->device->on_host)
+        executor->device->release(executor->device, bound->device_scalars);
     free(bound->steps);
     free(bound->seconds);
     free(bound->buffers);
@@ -193,7 +213,7 @@ static void unbind_program(BoundProgram *bound) {
 Executor *executor_new(Device *device, const ProgramSet *set, const ExecutorOptions *options,
                        Diagnostics *diagnostics) {
     MemoryNeed need = memory_need(set, options);
-    int64_t available = machine_available_bytes();
+    int64_t available = device->available_bytes(device);
     if (need.total > available) {
         report_memory(set->module, &need, available, diagnostics);
         return NULL;
@@ -205,14 +225,14 @@ Executor *executor_new(Device *device, const ProgramSet *set, const ExecutorOpti
     executor->set = set;
     executor->options = *options;
     executor->programs = checked_alloc((size_t)set->program_count * sizeof *executor->programs);
-    if (!allocate_all(executor)) {
-        report_memory(set->module, &need, machine_available_bytes(), diagnostics);
-        executor_free(executor);
-        return NULL;
-    }
-    for (int i = 0; i < set->program_count; i++)
-        bind_program(executor, &set->programs[i], &executor->programs[i]);
-    return executor;
+    bool good = allocate_all(executor);
+    for (int i = 0; good && i < set->program_count; i++)
+        good = bind_program(executor, &set->programs[i], &executor->programs[i]);
+    if (good)
+        return executor;
+    report_memory(set->module, &need, device->available_bytes(device), diagnostics);
+    executor_free(executor);
+    return NULL;
 }
 
 void executor_free(Executor *executor) {
@@ -221,7 +241,7 @@ void executor_free(Executor *executor) {
     const ProgramSet *set = executor->set;
     Device *device = executor->device;
     for (int i = 0; i < set->program_count; i++)
-        unbind_program(&executor->programs[i]);
+        unbind_program(executor, &executor->programs[i]);
     for (int i = 0; i < set->slabs.count; i++)
         device->release(device, executor->slabs[i]);
     for (int i = 0; i < set->module->inputs.count; i++)
@@ -733,7 +753,7 @@ static void run_step(Device *device, const BoundStep *bound) {
     void *const *buffers = bound->buffers;
     switch (step->kind) {
     case STEP_LAUNCH:
-        device->launch(device, step->index, buffers, bound->scalars);
+        device->launch(device, step->index, buffers, bound->device_scalars);
         return;
     case STEP_PRODUCT:
         device->product(device, step->index, buffers[0], buffers[1], buffers[2]);
@@ -747,13 +767,8 @@ static void run_step(Device *device, const BoundStep *bound) {
     }
 }
 
-bool executor_run(Executor *executor, const char *name, const double *scalars,
-                  Diagnostics *diagnostics) {
+static bool run_steps(Executor *executor, BoundProgram *bound, Diagnostics *diagnostics) {
     Device *device = executor->device;
-    BoundProgram *bound = find_bound(executor, name);
-    if (executor->options.poison)
-        poison_arena(executor);
-    compute_scalars(bound, scalars);
     for (int64_t i = 0; i < bound->program->step_count; i++) {
         double start = executor->timing ? now_seconds() : 0;
         run_step(device, &bound->steps[i]);
@@ -765,8 +780,50 @@ bool executor_run(Executor *executor, const char *name, const double *scalars,
             !check_step(executor, bound->program, &bound->steps[i], diagnostics))
             return false;
     }
-    device->synchronize(device);
     return true;
+}
+
+/* All addresses and scalars' places are the same in every run, so that a recording never changes. */
+static void run_recorded(const Executor *executor, BoundProgram *bound) {
+    Device *device = executor->device;
+    if (!bound->recording) {
+        device->record(device);
+        for (int64_t i = 0; i < bound->program->step_count; i++)
+            run_step(device, &bound->steps[i]);
+        bound->recording = device->recorded(device);
+    }
+    device->replay(device, bound->recording);
+}
+
+static bool report_failure(const Executor *executor, Diagnostics *diagnostics) {
+    Device *device = executor->device;
+    const char *failure = device->failure ? device->failure(device) : NULL;
+    if (failure)
+        error_in_file(diagnostics, device->name, "%s", failure);
+    return !failure;
+}
+
+bool executor_settle(Executor *executor, Diagnostics *diagnostics) {
+    executor->device->synchronize(executor->device);
+    return report_failure(executor, diagnostics);
+}
+
+bool executor_run(Executor *executor, const char *name, const double *scalars,
+                  Diagnostics *diagnostics) {
+    Device *device = executor->device;
+    BoundProgram *bound = find_bound(executor, name);
+    if (executor->options.poison)
+        poison_arena(executor);
+    compute_scalars(bound, scalars);
+    if (!device->on_host && bound->scalar_count)
+        device->copy_in(device, bound->device_scalars, bound->scalars,
+                        bound->scalar_count * (int64_t)sizeof(double));
+    bool by_steps = executor->timing || executor->options.check_nan || !device->record;
+    if (!by_steps)
+        run_recorded(executor, bound);
+    else if (!run_steps(executor, bound, diagnostics))
+        return false;
+    return report_failure(executor, diagnostics);
 }
 
 void executor_set_timing(Executor *executor, bool on) {

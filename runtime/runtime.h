@@ -65,14 +65,21 @@ void product_operand_bytes(const PreparedProduct *prepared, int64_t bytes[3]);
 void product_free(PreparedProduct *prepared);
 
 /* ---- device table -------------------------------------------------------------------------- */
-/* All that the executor asks of a device.  Buffers are addresses in the device's memory. */
+/* All that the executor asks of a device.  Buffers are addresses in the device's memory.  Calls are
+ * carried out in order, but may return before; copy_out has its values when it returns.  A device
+ * that cannot go on remembers why: from then on calls do nothing, and values that are read mean
+ * nothing. */
 typedef struct Device Device;
 struct Device {
     const char *name;
     bool on_host; /* its memory is read and written as any other */
+    int64_t (*available_bytes)(Device *device); /* that can be had now */
+    /* A sentence about the first thing that went wrong; NULL: nothing has.  (NULL: nothing can.) */
+    const char *(*failure)(Device *device);
     void *(*allocate)(Device *device, int64_t bytes);            /* zeroed; NULL: no memory */
     void (*release)(Device *device, void *buffer);
     bool (*load)(Device *device, const ProgramSet *set, Diagnostics *diagnostics); /* compiles */
+    /* `scalars`: in the device's memory. */
     void (*launch)(Device *device, int kernel, void *const *buffers, const double *scalars);
     void (*product)(Device *device, int product, const void *a, const void *b, void *c);
     void (*copy)(Device *device, void *to, const void *from, int64_t bytes); /* within it */
@@ -80,6 +87,12 @@ struct Device {
     void (*copy_out)(Device *device, void *to, const void *from, int64_t bytes);
     void (*zero)(Device *device, void *at, int64_t bytes);
     void (*synchronize)(Device *device);
+    /* Launches, products, copies within the device and zeroes between the two calls are not
+     * carried out but become a recording, which replay carries out, each time in the same memory.
+     * The recording is the device's.  (All three NULL: it cannot.) */
+    void (*record)(Device *device);
+    void *(*recorded)(Device *device);
+    void (*replay)(Device *device, void *recording);
     int64_t (*scratch_bytes)(Device *device);                    /* held beside slabs and arena */
     double compile_seconds;
     bool compile_cached;
@@ -124,10 +137,13 @@ void executor_read_state(const Executor *executor, StateId state, float *values)
 void executor_write_state(Executor *executor, StateId state, const float *values);
 void executor_set_input(Executor *executor, int input, const int32_t *values);
 double executor_metric(const Executor *executor, const char *path);
-/* Runs `micro`, `update` or `eval` with the function's runtime scalars.  False after reporting
- * (check_nan). */
+/* Runs `micro`, `update` or `eval` with the function's runtime scalars; the device may still be at it
+ * when this returns.  False after reporting (check_nan; the device failed). */
 bool executor_run(Executor *executor, const char *program, const double *scalars,
                   Diagnostics *diagnostics);
+/* Waits until all is done.  False after reporting that the device failed: what was read of it since
+ * it was last asked means nothing. */
+bool executor_settle(Executor *executor, Diagnostics *diagnostics);
 /* Seconds by step of the last run, when timing was switched on. */
 void executor_set_timing(Executor *executor, bool on);
 const double *executor_step_seconds(const Executor *executor, const char *program);

@@ -242,6 +242,8 @@ FUZZ_UNUSED static void expect_same_outline(const ProgramSet *set) {
     program_set_free(outline);
 }
 
+static int64_t local_bytes = HOST_LOCAL_BYTES; /* of the kernels that emit_module makes */
+
 FUZZ_UNUSED static ProgramSet *emit_module(Module *module, bool no_fuse, bool no_reuse) {
     Diagnostics *diagnostics = diagnostics_new();
     PassContext context = {.module = module,
@@ -259,7 +261,7 @@ FUZZ_UNUSED static ProgramSet *emit_module(Module *module, bool no_fuse, bool no
         print_error("%s\n", violation);
     assert_null(violation);
     diagnostics_free(diagnostics);
-    ProgramSet *set = emit_programs(module);
+    ProgramSet *set = emit_programs(module, local_bytes);
     expect_same_outline(set);
     return set;
 }
