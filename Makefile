@@ -65,7 +65,11 @@ $(BUILD)/bench/%: bench/%.c $(BUILD)/libcolac.a
 
 $(BUILD)/tests/%: tests/%.c $(BUILD)/libcolac.a | $(BUILD)/.packages-test
 	@mkdir -p $(@D)
-	$(call SHOW,CC)$(CC) $(CFLAGS) -MMD -MP $(LDFLAGS) -rdynamic -o $@ $< $(BUILD)/libcolac.a -lcmocka $(LDLIBS)
+	$(call SHOW,CC)$(CC) $(CFLAGS) -MMD -MP $(LDFLAGS) -rdynamic -o $@ $< $(filter %.o,$^) $(BUILD)/libcolac.a -lcmocka $(LDLIBS)
+
+# Tests that run CUDA C on the host; the compiled texts call the emulator that is in the test.
+EMULATOR = $(patsubst %.c,$(BUILD)/%.o,$(wildcard tests/emulator/*.c))
+$(BUILD)/tests/test_emulator $(BUILD)/tests/test_cuda_kernels: $(EMULATOR)
 
 tests: $(BUILD)/colac $(TESTS:%=$(BUILD)/tests/%)
 test: tests
@@ -93,7 +97,7 @@ docs/ops.md: ir/ops.def ir/ops.c $(BUILD)/colac
 docs: docs/ops.md
 
 # Headers are laid out by hand: their lists and aligned comments are tables.
-C_FILES = $(wildcard $(FOLDERS:%=%/*.c) tests/*.c bench/*.c bench/limit/*.c)
+C_FILES = $(wildcard $(FOLDERS:%=%/*.c) tests/*.c tests/emulator/*.c bench/*.c bench/limit/*.c)
 format: | $(BUILD)/.packages-develop
 	clang-format -i $(C_FILES)
 
@@ -114,4 +118,4 @@ bench: $(BUILD)/colac $(BUILD)/bench/products
 clean:
 	rm -rf $(BUILD)
 
--include $(wildcard $(BUILD)/*/*.d)
+-include $(wildcard $(BUILD)/*/*.d $(BUILD)/*/*/*.d)

@@ -52,6 +52,16 @@ static void settle_strides(int64_t rows, int64_t columns, int64_t *row, int64_t 
         *column = *row == 1 ? rows : 1;
 }
 
+bool product_settle(Product *p) {
+    settle_strides(p->m, p->n, &p->c_m, &p->c_n);
+    bool transposed = p->c_n != 1 && p->c_m == 1;
+    if (transposed)
+        transpose_product(p);
+    settle_strides(p->m, p->k, &p->a_m, &p->a_k);
+    settle_strides(p->k, p->n, &p->b_k, &p->b_n);
+    return transposed;
+}
+
 /* A matrix as the library takes it: one stride is 1, the other does not make lines overlap. */
 static bool is_matrix(int64_t rows, int64_t columns, int64_t row, int64_t column) {
     return (column == 1 && row >= columns) || (row == 1 && column >= rows);
@@ -567,12 +577,7 @@ static PreparedProduct *product_cut(const Product *product) {
     Product *p = &prepared->shape;
     *p = *product;
     INTERNAL_CHECK(p->m > 0 && p->n > 0 && p->k > 0);
-    settle_strides(p->m, p->n, &p->c_m, &p->c_n);
-    prepared->transposed = p->c_n != 1 && p->c_m == 1;
-    if (prepared->transposed)
-        transpose_product(p);
-    settle_strides(p->m, p->k, &p->a_m, &p->a_k);
-    settle_strides(p->k, p->n, &p->b_k, &p->b_n);
+    prepared->transposed = product_settle(p);
     prepared->batches = loops_count(p->batch, p->batch_count);
     prepared->terms = loops_count(p->accumulate, p->accumulate_count);
     choose_tile(p, prepared->batches, &prepared->tile_m, &prepared->tile_n);

@@ -43,6 +43,10 @@ const char *jit_flags(void); /* as passed to cc */
 
 /* ---- products.c ---------------------------------------------------------------------------- */
 typedef struct PreparedProduct PreparedProduct;
+/* The same product with C row by row (c_n == 1) where one of C's strides is 1, and strides of
+ * extent-1 axes such that every operand is a plain or a transposed matrix.  True when it is now
+ * C' = B' A', with A and B changed places. */
+bool product_settle(Product *product);
 /* Does the processor multiply bf16 values?  COLAC_BF16=0 says no, COLAC_BF16=1 yes: then by the
  * plain loop. */
 bool products_have_bf16(void);
