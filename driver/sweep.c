@@ -447,7 +447,7 @@ static void train_row(Sweep *sweep, const Combination *c, Compiled *compiled, js
         .seed = seed,
         .order = options->order,
         .interpreter = options->device == DEVICE_INTERPRETER,
-        .threads = options->threads,
+        .device = {device_cpu_open, options->threads},
         .compile_seconds = compiled->seconds,
         .report = &report,
         .quiet = options->json,

@@ -64,6 +64,18 @@ static void executor_engine_write(Engine *engine, StateId state, StateBlock bloc
     floats_end(&floats);
 }
 
+static void executor_engine_fetch_metrics(Engine *engine, int place) {
+    executor_fetch_metrics(executor_of(engine)->executor, place);
+}
+
+static double executor_engine_fetched_metric(Engine *engine, int place, StateId metric) {
+    return executor_fetched_metric(executor_of(engine)->executor, place, metric);
+}
+
+static bool executor_engine_settle(Engine *engine, Diagnostics *diagnostics) {
+    return executor_settle(executor_of(engine)->executor, diagnostics);
+}
+
 static void executor_engine_watch(Engine *engine) {
     executor_check_nan(executor_of(engine)->executor);
 }
@@ -89,7 +101,7 @@ static void executor_engine_close(Engine *engine) {
     free(self);
 }
 
-Engine *engine_executor(const ProgramSet *set, int threads, const ExecutorOptions *options,
+Engine *engine_executor(Device *device, const ProgramSet *set, const ExecutorOptions *options,
                         Diagnostics *diagnostics) {
     ExecutorEngine *self = checked_alloc(sizeof *self);
     self->set = set;
@@ -100,14 +112,17 @@ Engine *engine_executor(const ProgramSet *set, int threads, const ExecutorOption
         .run = executor_engine_run,
         .read = executor_engine_read,
         .write = executor_engine_write,
+        .fetch_metrics = executor_engine_fetch_metrics,
+        .fetched_metric = executor_engine_fetched_metric,
+        .settle = executor_engine_settle,
         .watch = executor_engine_watch,
         .bytes = executor_engine_bytes,
         .flops = executor_engine_flops,
         .close = executor_engine_close,
     };
-    self->device = device_cpu_open(threads, diagnostics);
-    if (self->device)
-        self->executor = executor_new(self->device, set, options, diagnostics);
+    self->engine.runs_ahead = !device->on_host;
+    self->device = device;
+    self->executor = executor_new(device, set, options, diagnostics);
     if (self->executor) {
         self->engine.compile_seconds = self->device->compile_seconds;
         return &self->engine;
@@ -121,7 +136,8 @@ Engine *engine_executor(const ProgramSet *set, int threads, const ExecutorOption
 typedef struct InterpreterEngine {
     Engine engine;
     Interp *interp;
-    int32_t **inputs; /* the interpreter does not copy them */
+    double *fetched[FETCH_PLACES]; /* metrics, by state */
+    int32_t **inputs;              /* the interpreter does not copy them */
     bool check_nan;
 } InterpreterEngine;
 
@@ -297,8 +313,27 @@ static double interpreter_engine_flops(Engine *engine, const char *function) {
     return 0;
 }
 
+static void interpreter_engine_fetch_metrics(Engine *engine, int place) {
+    InterpreterEngine *self = interpreter_of(engine);
+    for (StateId id = 0; id < engine->module->states.count; id++)
+        if (engine->module->states.data[id].role == ROLE_METRIC)
+            self->fetched[place][id] = interp_state(self->interp, id)[0];
+}
+
+static double interpreter_engine_fetched_metric(Engine *engine, int place, StateId metric) {
+    return interpreter_of(engine)->fetched[place][metric];
+}
+
+static bool interpreter_engine_settle(Engine *engine, Diagnostics *diagnostics) {
+    (void)engine; /* nothing is under way, and nothing can fail */
+    (void)diagnostics;
+    return true;
+}
+
 static void interpreter_engine_close(Engine *engine) {
     InterpreterEngine *self = interpreter_of(engine);
+    for (int i = 0; i < FETCH_PLACES; i++)
+        free(self->fetched[i]);
     for (int64_t i = 0; i < engine->module->inputs.count; i++)
         free(self->inputs[i]);
     free(self->inputs);
@@ -327,12 +362,18 @@ Engine *engine_interpreter(const Module *module, bool check_nan, Diagnostics *di
         .run = interpreter_engine_run,
         .read = interpreter_engine_read,
         .write = interpreter_engine_write,
+        .fetch_metrics = interpreter_engine_fetch_metrics,
+        .fetched_metric = interpreter_engine_fetched_metric,
+        .settle = interpreter_engine_settle,
         .watch = interpreter_engine_watch,
         .bytes = interpreter_engine_bytes,
         .flops = interpreter_engine_flops,
         .close = interpreter_engine_close,
     };
     self->interp = interp_new(module);
+    for (int i = 0; i < FETCH_PLACES; i++)
+        self->fetched[i] =
+            checked_alloc((size_t)module->states.count * sizeof *self->fetched[i]);
     self->inputs = checked_alloc((size_t)module->inputs.count * sizeof *self->inputs);
     self->check_nan = check_nan;
     return &self->engine;

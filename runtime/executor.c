@@ -45,6 +45,10 @@ struct Executor {
     char *arena;
     int64_t bytes;
     BoundProgram *programs; /* [set->program_count] */
+    struct Fetched {
+        float *metrics; /* the slab of metrics, as it was */
+        bool arrived;
+    } fetched[FETCH_PLACES];
 };
 
 /* ---- sizes ----------------------------------------------------------------------------
@@ -226,6 +230,10 @@ Executor *executor_new(Device *device, const ProgramSet *set, const ExecutorOpti
     executor->options = *options;
     executor->programs = checked_alloc((size_t)set->program_count * sizeof *executor->programs);
     bool good = allocate_all(executor);
+    int64_t metric_bytes =
+        slab_bytes(&set->slabs.data[slab_index(&set->slabs, ROLE_METRIC, 0)]);
+    for (int i = 0; i < FETCH_PLACES; i++)
+        executor->fetched[i].metrics = checked_alloc((size_t)metric_bytes);
     for (int i = 0; good && i < set->program_count; i++)
         good = bind_program(executor, &set->programs[i], &executor->programs[i]);
     if (good)
@@ -247,6 +255,8 @@ void executor_free(Executor *executor) {
     for (int i = 0; i < set->module->inputs.count; i++)
         device->release(device, executor->inputs[i]);
     device->release(device, executor->arena);
+    for (int i = 0; i < FETCH_PLACES; i++)
+        free(executor->fetched[i].metrics);
     free(executor->slabs);
     free(executor->inputs);
     free(executor->programs);
@@ -601,6 +611,36 @@ double executor_metric(const Executor *executor, const char *path) {
     executor->device->copy_out(executor->device, &value,
                                state_memory(executor, &module->states.data[id]), sizeof value);
     return (double)value;
+}
+
+static const Slab *metric_slab(const Executor *executor, char **memory) {
+    int slab = slab_index(&executor->set->slabs, ROLE_METRIC, 0);
+    *memory = executor->slabs[slab];
+    return &executor->set->slabs.data[slab];
+}
+
+void executor_fetch_metrics(Executor *executor, int place) {
+    Device *device = executor->device;
+    struct Fetched *fetched = &executor->fetched[place];
+    char *memory;
+    int64_t bytes = slab_bytes(metric_slab(executor, &memory));
+    INTERNAL_CHECK(bytes <= FETCH_BYTES);
+    fetched->arrived = device->on_host;
+    if (device->on_host)
+        memcpy(fetched->metrics, memory, (size_t)bytes);
+    else
+        device->fetch(device, place, memory, bytes);
+}
+
+double executor_fetched_metric(Executor *executor, int place, StateId metric) {
+    struct Fetched *fetched = &executor->fetched[place];
+    char *memory;
+    const Slab *slab = metric_slab(executor, &memory);
+    if (!fetched->arrived)
+        executor->device->fetched(executor->device, place, fetched->metrics, slab_bytes(slab));
+    fetched->arrived = true;
+    return (double)
+        fetched->metrics[executor->set->module->states.data[metric].offset - slab->begin];
 }
 
 /* ---- looking for NaN and infinity -------------------------------------------------- */

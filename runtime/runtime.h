@@ -73,6 +73,7 @@ void product_free(PreparedProduct *prepared);
  * carried out in order, but may return before; copy_out has its values when it returns.  A device
  * that cannot go on remembers why: from then on calls do nothing, and values that are read mean
  * nothing. */
+enum { FETCH_PLACES = 2, FETCH_BYTES = 1 << 20 };
 typedef struct Device Device;
 struct Device {
     const char *name;
@@ -91,6 +92,10 @@ struct Device {
     void (*copy_out)(Device *device, void *to, const void *from, int64_t bytes);
     void (*zero)(Device *device, void *at, int64_t bytes);
     void (*synchronize)(Device *device);
+    /* A copy to the host that is not waited for, into one of FETCH_PLACES places of the device's;
+     * `fetched` waits for it.  (NULL: on the host.) */
+    void (*fetch)(Device *device, int place, const void *from, int64_t bytes);
+    void (*fetched)(Device *device, int place, void *to, int64_t bytes);
     /* Launches, products, copies within the device and zeroes between the two calls are not
      * carried out but become a recording, which replay carries out, each time in the same memory.
      * The recording is the device's.  (All three NULL: it cannot.) */
@@ -103,6 +108,12 @@ struct Device {
     void (*close)(Device *device);
 };
 Device *device_cpu_open(int threads, Diagnostics *diagnostics); /* threads 0: OMP_NUM_THREADS */
+
+/* How a device is opened. */
+typedef struct DeviceOpener {
+    Device *(*open)(int number, Diagnostics *diagnostics); /* device_cpu_open, … */
+    int number;                                            /* the CPU's threads, … */
+} DeviceOpener;
 
 /* ---- executor.c ---------------------------------------------------------------------------- */
 typedef struct Executor Executor;
@@ -141,6 +152,10 @@ void executor_read_state(const Executor *executor, StateId state, float *values)
 void executor_write_state(Executor *executor, StateId state, const float *values);
 void executor_set_input(Executor *executor, int input, const int32_t *values);
 double executor_metric(const Executor *executor, const char *path);
+/* All metrics as they are when what was run so far is done, into a place, without waiting; then
+ * one of them, which waits. */
+void executor_fetch_metrics(Executor *executor, int place);
+double executor_fetched_metric(Executor *executor, int place, StateId metric);
 /* Runs `micro`, `update` or `eval` with the function's runtime scalars; the device may still be at it
  * when this returns.  False after reporting (check_nan; the device failed). */
 bool executor_run(Executor *executor, const char *program, const double *scalars,
@@ -389,6 +404,12 @@ struct Engine {
                 Diagnostics *diagnostics);
     void (*read)(Engine *engine, StateId state, StateBlock block, double *values);
     void (*write)(Engine *engine, StateId state, StateBlock block, const double *values);
+    /* Does `run` return while it is still computed?  Then a run is best asked about later. */
+    bool runs_ahead;
+    /* executor_fetch_metrics, executor_fetched_metric, executor_settle */
+    void (*fetch_metrics)(Engine *engine, int place);
+    double (*fetched_metric)(Engine *engine, int place, StateId metric);
+    bool (*settle)(Engine *engine, Diagnostics *diagnostics);
     /* From now on a run stops at the first tensor that holds a NaN or an infinity, and names it. */
     void (*watch)(Engine *engine);
     int64_t (*bytes)(Engine *engine);
@@ -396,8 +417,8 @@ struct Engine {
     void (*close)(Engine *engine);
 };
 /* NULL after reporting: no compiler, too little memory. */
-Engine *engine_executor(const ProgramSet *set, int threads, const ExecutorOptions *options,
-                        Diagnostics *diagnostics);
+Engine *engine_executor(Device *device, const ProgramSet *set, const ExecutorOptions *options,
+                        Diagnostics *diagnostics); /* takes the device over, in any case */
 Engine *engine_interpreter(const Module *module, bool check_nan, Diagnostics *diagnostics);
 /* All values of a state. */
 void engine_read(Engine *engine, StateId state, double *values);
@@ -425,7 +446,7 @@ typedef struct TrainOptions {
     uint64_t seed;
     SampleOrder order;
     bool json, their_names, interpreter;
-    int threads;
+    DeviceOpener device;        /* unless the interpreter computes */
     ExecutorOptions executor;
     double compile_seconds;     /* so far: text to program */
     TrainReport *report;        /* train: where the figures go; then SIGINT is left to the caller,

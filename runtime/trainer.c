@@ -75,11 +75,15 @@ static void put_weight(void *context, StateId weight, StateBlock block, const do
 
 static bool open_engine(Session *session, const ProgramSet *set) {
     const TrainOptions *options = session->options;
-    session->engine =
-        options->interpreter
-            ? engine_interpreter(session->module, options->executor.check_nan,
-                                 session->diagnostics)
-            : engine_executor(set, options->threads, &options->executor, session->diagnostics);
+    if (options->interpreter) {
+        session->engine = engine_interpreter(session->module, options->executor.check_nan,
+                                             session->diagnostics);
+    } else {
+        Device *device = options->device.open(options->device.number, session->diagnostics);
+        if (device)
+            session->engine =
+                engine_executor(device, set, &options->executor, session->diagnostics);
+    }
     if (!session->engine)
         return false;
     session->engine->initialize(session->engine, options->seed);
@@ -266,6 +270,7 @@ typedef struct Training {
     ARRAY(double) observed_values;
     ARRAY(double) step_seconds;
     int64_t steps;
+    double mark; /* when the last update was done */
 } Training;
 
 static volatile sig_atomic_t interrupted;
@@ -330,6 +335,20 @@ static double probe_gradients(Training *training) {
     return 0;
 }
 
+/* Where an engine runs ahead, nobody waits to look: what is wrong is seen in the update's figures. */
+static bool check_micro_batch(Training *training, ScalarValues values) {
+    Session *session = &training->session;
+    if (session->engine->runs_ahead)
+        return true;
+    double loss = read_metric(session, session->loss_sum);
+    double gradient = probe_gradients(training);
+    if (!isfinite(loss))
+        return report_divergence(training, "the loss", loss, values);
+    if (!isfinite(gradient))
+        return report_divergence(training, "a gradient", gradient, values);
+    return true;
+}
+
 /* Before `update` makes the weights what the gradients are. */
 static bool run_micro_batches(Training *training, int64_t step) {
     Session *session = &training->session;
@@ -342,37 +361,49 @@ static bool run_micro_batches(Training *training, int64_t step) {
             report_stop(training, step, "a value", (double)NAN, "the first one is named below");
             return false;
         }
-        double loss = read_metric(session, session->loss_sum);
-        double gradient = probe_gradients(training);
-        if (!isfinite(loss))
-            return report_divergence(training, "the loss", loss, values);
-        if (!isfinite(gradient))
-            return report_divergence(training, "a gradient", gradient, values);
+        if (!check_micro_batch(training, values))
+            return false;
     }
     return true;
 }
 
-static bool update(Training *training, int64_t step) {
+static bool launch_update(Training *training, int64_t step) {
     Session *session = &training->session;
-    double started = now_seconds();
     if (!run_micro_batches(training, step) ||
         !run_function(session, "update",
                       (ScalarValues){.step = step, .update_of = training->steps}))
         return false;
+    session->engine->fetch_metrics(session->engine, (int)(step % FETCH_PLACES));
+    return true;
+}
+
+static double metric_of(const Training *training, int64_t step, StateId metric) {
+    Engine *engine = training->session.engine;
+    return engine->fetched_metric(engine, (int)(step % FETCH_PLACES), metric);
+}
+
+/* The figures of an update that was launched; waits for it. */
+static bool collect_update(Training *training, int64_t step) {
+    Session *session = &training->session;
     StepFigures *figures = &training->figures;
     figures->step = step;
-    figures->loss = read_metric(session, training->loss);
-    figures->gradient_norm = read_metric(session, training->gradient_norm);
+    figures->loss = metric_of(training, step, training->loss);
+    figures->gradient_norm = metric_of(training, step, training->gradient_norm);
     figures->rate = recipe_rate(&session->compilation->recipe, 0, step, training->steps);
     for (int64_t i = 0; i < training->observed.count; i++)
-        training->observed_values.data[i] = read_metric(session, training->observed.data[i]);
+        training->observed_values.data[i] =
+            metric_of(training, step, training->observed.data[i]);
     figures->peak_bytes = session->engine->bytes(session->engine);
-    figures->seconds = now_seconds() - started;
+    figures->seconds = now_seconds() - training->mark;
     figures->validated = false;
-    if (!isfinite(figures->gradient_norm))
-        report_stop(training, step, "the gradient norm", figures->gradient_norm,
-                    divergence_remedy);
-    return isfinite(figures->gradient_norm);
+    if (isfinite(figures->loss) && isfinite(figures->gradient_norm))
+        return true;
+    if (session->engine->settle(session->engine, session->diagnostics)) {
+        bool loss = !isfinite(figures->loss);
+        report_stop(training, step, loss ? "the loss" : "the gradient norm",
+                    loss ? figures->loss : figures->gradient_norm, divergence_remedy);
+    }
+    return false;
 }
 
 static bool validate(Training *training) {
@@ -393,23 +424,48 @@ static bool is_validation_step(const Training *training, int64_t step) {
            (step == training->steps || (every > 0 && step % every == 0));
 }
 
-/* False after reporting.  The figures are those of the last update. */
+static bool finish_update(Training *training, int64_t step) {
+    if (!collect_update(training, step) ||
+        (is_validation_step(training, step) && !validate(training)))
+        return false;
+    array_push(&training->step_seconds, training->figures.seconds);
+    if (training->progress)
+        progress_step(training->progress, &training->figures);
+    training->mark = now_seconds();
+    return true;
+}
+
+/* False after reporting.  The figures are those of the last update.  An engine that runs ahead is at
+ * the next update while the figures of one are collected. */
 static bool run_updates(Training *training) {
-    for (int64_t step = 1; step <= training->steps && !interrupted; step++) {
-        if (!update(training, step))
+    int64_t launched = 0, finished = 0;
+    training->mark = now_seconds();
+    while (launched < training->steps && !interrupted) {
+        if (!launch_update(training, ++launched))
             return false;
-        if (is_validation_step(training, step) && !validate(training))
-            return false;
-        array_push(&training->step_seconds, training->figures.seconds);
-        if (training->progress)
-            progress_step(training->progress, &training->figures);
+        bool all =
+            !training->session.engine->runs_ahead || is_validation_step(training, launched);
+        while (finished < (all ? launched : launched - 1))
+            if (!finish_update(training, ++finished))
+                return false;
     }
+    while (finished < launched)
+        if (!finish_update(training, ++finished))
+            return false;
     return true;
 }
 
 static void get_weight(void *context, StateId weight, StateBlock block, double *values) {
     Engine *engine = context;
     engine->read(engine, weight, block, values);
+}
+
+/* What was read of a device that failed meanwhile is not published. */
+static bool staged_is_true(const Session *session, NewFile *file) {
+    if (session->engine->settle(session->engine, session->diagnostics))
+        return true;
+    new_file_abandon(file);
+    return false;
 }
 
 static bool write_run(Training *training) {
@@ -423,8 +479,9 @@ static bool write_run(Training *training) {
                   .interrupted = interrupted != 0,
                   .final_loss = training->figures.loss,
                   .validation_loss = training->figures.validation_loss};
-    return weights && run_write(session->compilation, session->mapping, options, &end, weights,
-                                session->diagnostics);
+    return weights && staged_is_true(session, weights) &&
+           run_write(session->compilation, session->mapping, options, &end, weights,
+                     session->diagnostics);
 }
 
 static void find_states(Training *training) {
@@ -661,11 +718,13 @@ int run_grad(Compilation *compilation, const ProgramSet *set, const TrainOptions
              Diagnostics *diagnostics) {
     Gradients gradients = {0};
     Session *session = &gradients.session;
+    NewFile *file = NULL;
     bool good = session_open(session, compilation, set, options, false, diagnostics) &&
                 compute_gradients(&gradients) &&
-                weights_save(session->module, session->mapping, options->their_names,
-                             session->engine->double_precision, options->out, get_gradient,
-                             &gradients, diagnostics);
+                (file = weights_stage(session->module, session->mapping, options->their_names,
+                                      session->engine->double_precision, options->out,
+                                      get_gradient, &gradients, diagnostics)) &&
+                staged_is_true(session, file) && new_file_publish(file, diagnostics);
     if (good)
         print_loss(options, mean_loss(gradients.sum), session->micro_batches * session->rows);
     session_close(session);
@@ -679,7 +738,8 @@ int run_eval(Compilation *compilation, const ProgramSet *set, const TrainOptions
     Session session;
     LossSum sum;
     bool good = session_open(&session, compilation, set, options, true, diagnostics) &&
-                evaluate(&session, validation_batches(&session), &sum);
+                evaluate(&session, validation_batches(&session), &sum) &&
+                session.engine->settle(session.engine, diagnostics);
     if (good)
         print_loss(options, mean_loss(sum), validation_batches(&session) * session.rows);
     session_close(&session);
