@@ -10,12 +10,12 @@ OPT ?= -O2 -g
 CFLAGS = -std=c17 -D_GNU_SOURCE $(OPT) $(WARN) -fopenmp -I. -I$(BUILD) $(EXTRA)
 LDLIBS = -ldnnl -ljansson -lxxhash -lz -ldl -lm
 
-FOLDERS = base frontend ir passes codegen runtime driver
+FOLDERS = base frontend ir passes codegen runtime cuda driver
 SOURCES = $(filter-out driver/main.c,$(wildcard $(FOLDERS:%=%/*.c)))
 GENERATED = $(BUILD)/frontend/parser.c $(BUILD)/frontend/lexer.c
 OBJECTS = $(SOURCES:%.c=$(BUILD)/%.o) $(GENERATED:.c=.o)
 # Texts that the program carries within itself.
-EMBEDDED = frontend/std.cola codegen/prelude.h codegen/prelude_c.h
+EMBEDDED = frontend/std.cola codegen/prelude.h codegen/prelude_c.h cuda/prelude_cuda.h
 EMBEDDED_OBJECTS = $(patsubst %,$(BUILD)/%.embed.o,$(wildcard $(EMBEDDED)))
 TESTS = $(patsubst tests/%.c,%,$(wildcard tests/test_*.c))
 

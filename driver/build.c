@@ -58,16 +58,80 @@ static bool write_programs(const ProgramSet *set, Staging *staging) {
     return fine;
 }
 
+static bool write_sources(Text *sources, int count, const char *suffix, Staging *staging) {
+    bool fine = true;
+    for (int i = 0; i < count && fine; i++) {
+        char name[32];
+        snprintf(name, sizeof name, "kernels_%d%s", i, suffix);
+        fine = write_file(staging, name, &sources[i]);
+    }
+    return fine;
+}
+
+/* The launches of all kernels, as the compiler has made them. */
+typedef ARRAY(Launch) Launches;
+typedef ARRAY(const char *) Names;
+static void list_launches(const ProgramSet *set, Launches *launches, Names *names) {
+    for (int i = 0; i < set->kernel_count; i++) {
+        LaunchList list = launches_of(set->kernels[i], set->kernel_names[i]);
+        for (int k = 0; k < list.count; k++) {
+            array_push(launches, list.launches[k]);
+            array_push(names, list.launches[k].name);
+        }
+    }
+}
+
+static void report_launches(const Launches *launches, const CubinResult *result, Text *out) {
+    text_printf(out, "\n%9s %7s %9s %9s %7s  %s\n", "blocks", "threads", "registers",
+                "shared B", "spill B", "kernel");
+    for (int64_t i = 0; i < launches->count; i++) {
+        const Launch *launch = &launches->data[i];
+        const KernelResources *r = &result->resources[i];
+        text_printf(out, "%9lld %7d %9d %9d %7d  %s\n", (long long)launch->blocks,
+                    launch->threads * launch->teams, r->registers, r->shared_bytes,
+                    r->spill_bytes, launch->name);
+    }
+}
+
+/* The kernels' sources, and the cubins that they compile to.  A part has some tens of kernels: each
+ * costs the preludes' compilation. */
+static bool write_cubins(const ProgramSet *set, CudaArchitecture architecture, Staging *staging,
+                         double *compile_seconds, Text *table) {
+    Text sources[SOURCE_PARTS] = {{0}};
+    Launches launches = {0};
+    Names names = {0};
+    list_launches(set, &launches, &names);
+    emit_cuda(set, SOURCE_PARTS, sources);
+    bool fine = write_sources(sources, SOURCE_PARTS, ".cu", staging);
+    CubinResult *result =
+        fine ? cubin_compile(sources, SOURCE_PARTS, names.data, (int)names.count, architecture,
+                             staging->diagnostics)
+             : NULL;
+    for (int i = 0; result && i < result->cubin_count && fine; i++) {
+        char name[32];
+        Text cubin = {0};
+        text_append(&cubin, result->cubins[i].bytes, result->cubins[i].size);
+        snprintf(name, sizeof name, "kernels_%d.cubin", i);
+        fine = write_file(staging, name, &cubin);
+        text_free(&cubin);
+    }
+    *compile_seconds = result ? result->seconds : 0;
+    if (result)
+        report_launches(&launches, result, table);
+    fine = fine && result;
+    cubin_free(result);
+    for (int i = 0; i < SOURCE_PARTS; i++)
+        text_free(&sources[i]);
+    array_free(&launches);
+    array_free(&names);
+    return fine;
+}
+
 /* The kernels' sources, and the shared objects that they compile to. */
 static bool write_kernels(const ProgramSet *set, Staging *staging, double *compile_seconds) {
     Text sources[SOURCE_PARTS] = {{0}};
     emit_c(set, SOURCE_PARTS, sources);
-    bool fine = true;
-    for (int i = 0; i < SOURCE_PARTS && fine; i++) {
-        char name[32];
-        snprintf(name, sizeof name, "kernels_%d.c", i);
-        fine = write_file(staging, name, &sources[i]);
-    }
+    bool fine = write_sources(sources, SOURCE_PARTS, ".c", staging);
     JitResult *result = fine ? jit_compile(sources, SOURCE_PARTS, set->kernel_names,
                                            set->kernel_count, staging->diagnostics)
                              : NULL;
@@ -109,15 +173,20 @@ static void report(const Options *options, const Compiled *compiled, double comp
         text_printf(out, "    %-16s%8.3f s %9lld nodes\n", compiled->reports.data[i].name,
                     compiled->reports.data[i].seconds,
                     (long long)compiled->reports.data[i].nodes);
+    bool cuda = options->device == DEVICE_CUDA;
     text_printf(out, "C to machine code   %8.3f s\n", compile_seconds);
-    text_printf(out, "compiler's flags    %s\n", jit_flags());
+    if (cuda)
+        text_printf(out, "NVRTC's options     --gpu-architecture=sm_%d %s\n",
+                    options->architecture, cubin_options());
+    else
+        text_printf(out, "compiler's flags    %s\n", jit_flags());
     text_printf(out, "distinct kernels    %8d\n", set->kernel_count);
     text_printf(out, "distinct products   %8d\n", set->product_count);
     for (int i = 0; i < set->program_count; i++)
         text_printf(out, "program %-12s%8lld steps, arena %s\n", set->programs[i].name,
                     (long long)set->programs[i].step_count,
                     bytes_text(set->programs[i].arena_bytes, buffer));
-    MemoryTable memory = planned_memory(compiled, options->threads);
+    MemoryTable memory = planned_memory(compiled, options);
     text_printf(out, "peak memory         %s B\n", with_commas(memory.peak, buffer));
 }
 
@@ -126,23 +195,33 @@ static void write_build(const Options *options, const Compiled *compiled) {
     Staging staging = {.folder = options->output,
                        .is_new = access(options->output, F_OK) != 0,
                        .diagnostics = compiled->diagnostics};
-    Text text = {0};
+    Text text = {0}, table = {0};
     double compile_seconds = 0;
     bool fine = make_folder(staging.folder, staging.diagnostics) &&
                 write_programs(compiled->programs, &staging) &&
-                write_kernels(compiled->programs, &staging, &compile_seconds);
+                (options->device == DEVICE_CUDA
+                     ? write_cubins(compiled->programs, options->architecture, &staging,
+                                    &compile_seconds, &table)
+                     : write_kernels(compiled->programs, &staging, &compile_seconds));
     if (fine) {
         report(options, compiled, compile_seconds, &text);
+        text_puts(&text, text_string(&table));
         fine = write_file(&staging, "report.txt", &text);
     }
     if (publish(&staging, fine))
         fputs(text_string(&text), stdout);
     text_free(&text);
+    text_free(&table);
 }
 
 int run_build_command(Options *options) {
     if (!options->output) {
         fprintf(stderr, "colac build: `-o DIR` says where to write\n");
+        return 2;
+    }
+    if (options->device == DEVICE_CUDA && !options->architecture) {
+        fprintf(stderr, "colac build: for which architecture?  `--device cuda:sm_80` (A100), "
+                        "`cuda:sm_90` (H100), `cuda:sm_100` (B200)\n");
         return 2;
     }
     Compiled compiled;

@@ -293,7 +293,7 @@ int run_check_command(Options *options) {
         compiled_free(&compiled);
         return 1;
     }
-    Figures figures = figures_of(&compiled, options->threads);
+    Figures figures = figures_of(&compiled, options);
     if (options->json)
         print_figures_json(&figures, NULL);
     else

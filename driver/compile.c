@@ -29,29 +29,41 @@ static int64_t product_scratch(Scratchpads *known, const Product *product) {
     return scratchpad.bytes;
 }
 
-static MemoryTable held_memory(const ProgramSet *set, int threads, Scratchpads *known) {
-    MemoryTable table = program_memory(set);
+/* What cuBLASLt may use, and what kernels read their scalars from. */
+static int64_t cuda_extra_bytes(const ProgramSet *set) {
+    return (set->product_count ? BLAS_WORKSPACE_BYTES : 0) + DEVICE_SCALAR_BYTES;
+}
+
+static int64_t cpu_extra_bytes(const ProgramSet *set, int threads, Scratchpads *known) {
     int64_t largest = 0;
     for (int i = 0; i < set->product_count; i++) {
         int64_t bytes = product_scratch(known, &set->products[i]);
         largest = bytes > largest ? bytes : largest;
     }
-    int64_t scratch = largest * (threads ? threads : omp_get_max_threads());
-    table.workspace += scratch;
-    table.peak += scratch;
+    return largest * (threads ? threads : omp_get_max_threads());
+}
+
+static MemoryTable held_memory(const ProgramSet *set, const Options *options,
+                               Scratchpads *known) {
+    MemoryTable table = program_memory(set);
+    int64_t extra = options->device == DEVICE_CUDA
+                        ? cuda_extra_bytes(set)
+                        : cpu_extra_bytes(set, options->threads, known);
+    table.workspace += extra;
+    table.peak += extra;
     return table;
 }
 
 /* What the solver asks of a module that it tries. */
 typedef struct Measuring {
-    int threads;
+    const Options *options;
     Scratchpads *known;
 } Measuring;
 
 static MemoryTable measure_module(const Module *module, void *data) {
     Measuring *measuring = data;
     ProgramSet *set = outline_programs(module);
-    MemoryTable table = held_memory(set, measuring->threads, measuring->known);
+    MemoryTable table = held_memory(set, measuring->options, measuring->known);
     program_set_free(set);
     return table;
 }
@@ -63,7 +75,7 @@ bool compile(Compiled *compiled, const Options *options, const char *last, bool 
     compiled->compilation = compile_model(&options->request, compiled->diagnostics);
     if (compiled->compilation && (!last || strcmp(last, "expand"))) {
         Scratchpads known = {0};
-        Measuring measuring = {options->threads, &known};
+        Measuring measuring = {options, &known};
         PassContext context = {
             .module = compiled->compilation->module,
             .compilation = compiled->compilation,
@@ -88,14 +100,16 @@ bool compile_programs(Compiled *compiled, const Options *options, bool for_train
     if (!compile(compiled, options, NULL, for_training))
         return false;
     double started = now_seconds();
-    compiled->programs = emit_programs(compiled->compilation->module, HOST_LOCAL_BYTES);
+    compiled->programs =
+        emit_programs(compiled->compilation->module,
+                      options->device == DEVICE_CUDA ? CUDA_LOCAL_BYTES : HOST_LOCAL_BYTES);
     compiled->seconds += now_seconds() - started;
     return true;
 }
 
-MemoryTable planned_memory(const Compiled *compiled, int threads) {
+MemoryTable planned_memory(const Compiled *compiled, const Options *options) {
     Scratchpads known = {0};
-    MemoryTable table = held_memory(compiled->programs, threads, &known);
+    MemoryTable table = held_memory(compiled->programs, options, &known);
     array_free(&known);
     return table;
 }
@@ -121,4 +135,17 @@ const char *with_commas(int64_t number, char buffer[32]) {
     }
     buffer[at] = 0;
     return buffer;
+}
+
+bool needs_cpu(const Options *options) {
+    if (options->device == DEVICE_CUDA)
+        fprintf(stderr, "colac %s: there is nothing for `--device cuda` yet; leave it out\n",
+                options->command->name);
+    return options->device != DEVICE_CUDA;
+}
+
+DeviceOpener device_opener(const Options *options) {
+    return options->device == DEVICE_CUDA
+               ? (DeviceOpener){device_cuda_open, options->architecture}
+               : (DeviceOpener){device_cpu_open, options->threads};
 }

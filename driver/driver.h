@@ -24,13 +24,13 @@
 #ifndef COLAC_DRIVER_H
 #define COLAC_DRIVER_H
 
-#include "runtime/runtime.h"
+#include "cuda/cuda.h"
 
 struct json_t;
 
 /* ---- options.c ----------------------------------------------------------------------------- */
 enum { MAX_DEFINES = 64, MAX_OVER = 8, MAX_SEEDS = 64 };
-typedef enum DeviceChoice { DEVICE_CPU, DEVICE_INTERPRETER } DeviceChoice;
+typedef enum DeviceKind { DEVICE_CPU, DEVICE_CUDA, DEVICE_INTERPRETER } DeviceKind;
 
 typedef struct Options {
     const struct Command *command;
@@ -38,7 +38,8 @@ typedef struct Options {
     const char **files;      /* positional arguments */
     Request request;
     Define defines[MAX_DEFINES];
-    DeviceChoice device;
+    DeviceKind device;
+    CudaArchitecture architecture; /* cuda:sm_NN; 0: the card's */
     int threads;             /* 0: OMP_NUM_THREADS */
     uint64_t seed;
     const char *data, *out, *output, *weights, *stage, *passes, *function, *model;
@@ -96,7 +97,11 @@ bool compile_programs(Compiled *compiled, const Options *options, bool for_train
 void compiled_free(Compiled *compiled);
 /* What an executor with that many threads (0: all) will hold, after compile_programs: the plan, the
  * kernels' scratch and the product library's. */
-MemoryTable planned_memory(const Compiled *compiled, int threads);
+MemoryTable planned_memory(const Compiled *compiled, const Options *options);
+/* What opens the device that was asked for (not the interpreter). */
+DeviceOpener device_opener(const Options *options);
+/* False after saying so where a command is asked for a device that it has nothing for. */
+bool needs_cpu(const Options *options);
 /* The last pass whose module the interpreter runs. */
 #define LAST_GRAPH_PASS "recompute"
 /* Prints pending diagnostics; the exit code they ask for (0 or 1). */
@@ -114,7 +119,7 @@ typedef struct Figures {
     double predicted;             /* seconds of a training step; 0: not predicted */
     int kernels, dots, copies;
 } Figures;
-Figures figures_of(const Compiled *compiled, int threads);
+Figures figures_of(const Compiled *compiled, const Options *options);
 double figures_products(const Figures *figures); /* FLOPs a token of all products */
 /* Elements of all weights; *low_rank (or NULL) grows by those of factorized blocks. */
 int64_t module_parameters(const Module *module, int64_t *low_rank);

@@ -78,7 +78,7 @@ static double published_flops(const Compiled *compiled, double tokens) {
     return asked ? published_recompute_flops(&context, micro) / tokens : 0;
 }
 
-Figures figures_of(const Compiled *compiled, int threads) {
+Figures figures_of(const Compiled *compiled, const Options *options) {
     const Compilation *compilation = compiled->compilation;
     const Module *module = compilation->module;
     int64_t tokens = compilation->sequences * compilation->positions;
@@ -87,7 +87,7 @@ Figures figures_of(const Compiled *compiled, int threads) {
     figures.flops = flop_table(module, tokens);
     figures.published = published_flops(compiled, (double)tokens);
     attention_flops(compiled, (double)tokens, &figures);
-    figures.memory = planned_memory(compiled, threads);
+    figures.memory = planned_memory(compiled, options);
     StructureCounts micro = structure_counts(module, "micro");
     StructureCounts update = structure_counts(module, "update");
     figures.kernels = micro.kernels + update.kernels;

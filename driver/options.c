@@ -55,14 +55,16 @@ static bool parse_device(Options *options, const char *value) {
         options->device = DEVICE_CPU;
     else if (!strcmp(value, "interpreter"))
         options->device = DEVICE_INTERPRETER;
-    else if (!strncmp(value, "cuda", 4)) {
-        fprintf(stderr, "colac: this version has no CUDA device; `--device` takes `cpu` or "
-                        "`interpreter`\n");
-        return false;
-    } else {
-        fprintf(stderr, "colac: `--device` takes `cpu` or `interpreter`, not `%s`\n", value);
+    else if (!strcmp(value, "cuda") || cuda_architecture(value))
+        options->device = DEVICE_CUDA;
+    else {
+        fprintf(stderr,
+                "colac: `--device` takes `cpu`, `cuda`, `cuda:sm_NN` (as in `cuda:sm_90`) or "
+                "`interpreter`, not `%s`\n",
+                value);
         return false;
     }
+    options->architecture = options->device == DEVICE_CUDA ? cuda_architecture(value) : 0;
     return true;
 }
 
@@ -190,8 +192,8 @@ static const Option option_list[] = {
      "with --json too: the plan's directives, their class and what they change"},
     {"--precision", "f32|bf16", TAKES_CUSTOM, BY(parse_precision), MODELS,
      "of products; wins over the plan's"},
-    {"--device", "cpu|interpreter", TAKES_CUSTOM, BY(parse_device), MODELS " eval ",
-     "where to run; the interpreter computes in double precision"},
+    {"--device", "cpu|cuda|interpreter", TAKES_CUSTOM, BY(parse_device), MODELS " eval ",
+     "where to run (cuda:sm_NN names an architecture); the interpreter is in double precision"},
     {"--threads", "N", TAKES_CUSTOM, BY(parse_threads),
      " plan sweep check build train grad eval profile ",
      "threads; else OMP_NUM_THREADS, else all processors"},
@@ -350,7 +352,7 @@ bool options_parse(Options *options, const Command *command, int argc, char **ar
     memset(options, 0, sizeof *options);
     options->command = command;
     options->request.defines = options->defines;
-    options->request.no_bf16 = !products_have_bf16();
+    options->request.no_bf16 = options->device != DEVICE_CUDA && !products_have_bf16();
     options->seed = 1;
     options->order = strcmp(command->name, "grad") ? ORDER_SHUFFLED : ORDER_SEQUENTIAL;
     options->files = checked_alloc((size_t)argc * sizeof *options->files);

@@ -268,7 +268,7 @@ typedef struct Predictor {
 
 static Predictor predictor_new(const Options *options, int64_t plans) {
     Predictor predictor = {NULL, SECONDS_OF_ALL / (double)plans};
-    if (options->no_predict || options->explain)
+    if (options->no_predict || options->explain || options->device == DEVICE_CUDA)
         return predictor;
     if (options->threads)
         omp_set_num_threads(options->threads);
@@ -353,7 +353,7 @@ static bool show_plan(const Options *options, const char *name, Table *table) {
     fflush(stdout); /* before diagnostics */
     bool fine = compile_programs(&compiled, &own, true);
     if (fine) {
-        Figures figures = figures_of(&compiled, options->threads);
+        Figures figures = figures_of(&compiled, options);
         figures.predicted = predicted_seconds(&table->predictor, &compiled);
         if (table->first.parameters == 0)
             table->first = figures;

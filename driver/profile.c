@@ -229,6 +229,8 @@ static void rows_free(Rows *rows) {
 
 int run_profile_command(Options *options) {
     Compiled compiled;
+    if (!needs_cpu(options))
+        return 2;
     if (!compile_programs(&compiled, options, true)) {
         compiled_free(&compiled);
         return 1;

@@ -23,7 +23,7 @@ static TrainOptions train_options(const Options *options, const Compiled *compil
         .json = options->json,
         .their_names = options->their_names,
         .interpreter = options->device == DEVICE_INTERPRETER,
-        .device = {device_cpu_open, options->threads},
+        .device = device_opener(options),
         .executor = {.poison = options->poison, .check_nan = options->check_nan},
         .compile_seconds = compiled->seconds,
     };

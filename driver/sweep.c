@@ -245,8 +245,8 @@ static void set_failure(Sweep *sweep, json_t *row, const Diagnostics *diagnostic
     sweep->failed = true;
 }
 
-static void set_plan(json_t *row, const Compiled *compiled, int threads) {
-    Figures figures = figures_of(compiled, threads);
+static void set_plan(json_t *row, const Compiled *compiled, const Options *options) {
+    Figures figures = figures_of(compiled, options);
     const FlopTable *flops = &figures.flops;
     const MemoryTable *memory = &figures.memory;
     json_t *more = json_pack(
@@ -479,7 +479,7 @@ static void run_row(Sweep *sweep, const Combination *c, Compiled *compiled, uint
     }
     json_t *row = row_new(sweep, c, seed);
     json_object_set_new(row, "key", json_string(key));
-    set_plan(row, compiled, options->threads);
+    set_plan(row, compiled, options);
     set_prediction(row, sweep, compiled);
     set_status(row, "planned");
     if (options->data)
@@ -554,6 +554,8 @@ static bool read_data(Sweep *sweep, Diagnostics *diagnostics) {
 }
 
 int run_sweep_command(Options *options) {
+    if (!needs_cpu(options))
+        return 2;
     Sweep *sweep = checked_alloc(sizeof *sweep);
     sweep->options = options;
     sweep->arena = arena_new();

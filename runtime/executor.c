@@ -43,6 +43,8 @@ struct Executor {
     char **slabs;  /* [set->slabs.count] */
     char **inputs; /* [module->inputs.count] */
     char *arena;
+    char *scalars;        /* in the device's memory, unless that is the host's: all programs' */
+    int64_t scalar_bytes; /* so far */
     int64_t bytes;
     BoundProgram *programs; /* [set->program_count] */
     struct Fetched {
@@ -117,6 +119,8 @@ static void report_memory(const Module *module, const MemoryNeed *need, int64_t 
 
 /* ---- memory ------------------------------------------------------------------------ */
 static bool allocate_one(Executor *executor, int64_t bytes, char **memory) {
+    if (bytes == 0)
+        return true;
     *memory = executor->device->allocate(executor->device, bytes);
     executor->bytes += bytes;
     return *memory;
@@ -131,6 +135,8 @@ static bool allocate_all(Executor *executor) {
         good = allocate_one(executor, slab_bytes(&set->slabs.data[i]), &executor->slabs[i]);
     for (int i = 0; good && i < set->module->inputs.count; i++)
         good = allocate_one(executor, input_bytes(set->module, i), &executor->inputs[i]);
+    if (good && !executor->device->on_host)
+        good = allocate_one(executor, DEVICE_SCALAR_BYTES, &executor->scalars);
     return good &&
            allocate_one(executor, arena_size(set, &executor->options), &executor->arena);
 }
@@ -163,20 +169,19 @@ static void bind_host_scalars(BoundProgram *bound) {
     free(wanted);
 }
 
-/* Room for all steps' scalars where kernels read them.  False: no memory. */
-static bool bind_device_scalars(Executor *executor, BoundProgram *bound) {
-    char *memory = (char *)bound->scalars;
-    if (!executor->device->on_host && bound->scalar_count &&
-        !allocate_one(executor, bound->scalar_count * (int64_t)sizeof(double), &memory))
-        return false;
-    bound->device_scalars = (double *)(void *)memory;
+/* Where kernels read their scalars. */
+static void bind_device_scalars(Executor *executor, BoundProgram *bound) {
+    bound->device_scalars = bound->scalars;
+    if (!executor->device->on_host)
+        bound->device_scalars = (double *)(void *)(executor->scalars + executor->scalar_bytes);
+    executor->scalar_bytes += bound->scalar_count * (int64_t)sizeof(double);
+    INTERNAL_CHECK(executor->device->on_host || executor->scalar_bytes <= DEVICE_SCALAR_BYTES);
     for (int64_t i = 0; i < bound->program->step_count; i++)
         bound->steps[i].device_scalars =
             bound->device_scalars + (bound->steps[i].scalars - bound->scalars);
-    return true;
 }
 
-static bool bind_program(Executor *executor, const Program *program, BoundProgram *bound) {
+static void bind_program(Executor *executor, const Program *program, BoundProgram *bound) {
     int64_t buffer_count = 0, scalar_count = 0;
     for (int64_t i = 0; i < program->step_count; i++) {
         buffer_count += program->steps[i].operand_count;
@@ -199,12 +204,10 @@ static bool bind_program(Executor *executor, const Program *program, BoundProgra
         scalars += step->scalar_count;
     }
     bound->scalar_count = scalar_count;
-    return bind_device_scalars(executor, bound);
+    bind_device_scalars(executor, bound);
 }
 
-static void unbind_program(const Executor *executor, BoundProgram *bound) {
-    if (!executor->device->on_host)
-        executor->device->release(executor->device, bound->device_scalars);
+static void unbind_program(BoundProgram *bound) {
     free(bound->steps);
     free(bound->seconds);
     free(bound->buffers);
@@ -235,7 +238,7 @@ Executor *executor_new(Device *device, const ProgramSet *set, const ExecutorOpti
     for (int i = 0; i < FETCH_PLACES; i++)
         executor->fetched[i].metrics = checked_alloc((size_t)metric_bytes);
     for (int i = 0; good && i < set->program_count; i++)
-        good = bind_program(executor, &set->programs[i], &executor->programs[i]);
+        bind_program(executor, &set->programs[i], &executor->programs[i]);
     if (good)
         return executor;
     report_memory(set->module, &need, device->available_bytes(device), diagnostics);
@@ -249,12 +252,13 @@ void executor_free(Executor *executor) {
     const ProgramSet *set = executor->set;
     Device *device = executor->device;
     for (int i = 0; i < set->program_count; i++)
-        unbind_program(executor, &executor->programs[i]);
+        unbind_program(&executor->programs[i]);
     for (int i = 0; i < set->slabs.count; i++)
         device->release(device, executor->slabs[i]);
     for (int i = 0; i < set->module->inputs.count; i++)
         device->release(device, executor->inputs[i]);
     device->release(device, executor->arena);
+    device->release(device, executor->scalars);
     for (int i = 0; i < FETCH_PLACES; i++)
         free(executor->fetched[i].metrics);
     free(executor->slabs);

@@ -1,29 +1,21 @@
 /* runtime/jit.c: generated C to functions that can be called, by the system's C compiler, with
  * a cache keyed by content.
  *
- * Every text becomes a shared object CACHE/KEY.so.  KEY is a hash of all that decides its
- * bytes: the text, the flags, the compiler (its file, size and time: asking for --version would
- * cost a warm start more than all else), and the processor, since the flags say -march=native.
- * A trailer after the object's own bytes holds their count and hash, so that an entry which was
- * cut short or damaged is seen and built anew.  Entries are made in a folder of their own and
- * get their name by rename: two processes may build the same one, and the last to finish wins
- * with the same content.
+ * Every text becomes a shared object in the cache (cache.c).  Its key covers the text, the flags, the
+ * compiler (its file, size and time: asking for --version would cost a warm start more than all
+ * else), and the processor, since the flags say -march=native.
  */
 #include "runtime/runtime.h"
 
 #include <ctype.h>
-#include <dirent.h>
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <inttypes.h>
-#include <limits.h>
 #include <sched.h>
 #include <spawn.h>
 #include <sys/stat.h>
 #include <sys/utsname.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 extern char **environ;
@@ -161,126 +153,15 @@ static uint64_t processor_identity(void) {
     return identity;
 }
 
-/* ---- entries of the cache ---------------------------------------------------------- */
-typedef struct Trailer { /* the last bytes of an entry */
-    char magic[8];
-    uint64_t bytes, hash; /* of what stands before */
-} Trailer;
-static const char trailer_magic[8] = {'c', 'o', 'l', 'a', 'c', 'j', 'i', 't'};
-enum { MAX_ENTRY_BYTES = 1 << 30 };
-
-/* KEY of one text: 128 bits in hexadecimal. */
-static void entry_key(const Compiler *compiler, uint64_t processor, const Text *source,
-                      char key[33]) {
-    uint64_t half[2];
-    for (int i = 0; i < 2; i++) {
-        uint64_t seed = hash_bytes(jit_flags(), strlen(jit_flags()), (uint64_t)i);
-        seed = hash_bytes(&compiler->identity, sizeof compiler->identity, seed);
-        seed = hash_bytes(&processor, sizeof processor, seed);
-        half[i] = hash_bytes(text_string(source), source->length, seed);
-    }
-    snprintf(key, 33, "%016" PRIx64 "%016" PRIx64, half[0], half[1]);
-}
-
-/* Is the file whole?  A missing one is not. */
-static bool entry_is_whole(const char *path) {
-    size_t length = 0;
-    char *bytes = read_file(path, MAX_ENTRY_BYTES, &length);
-    Trailer trailer;
-    bool whole = false;
-    if (bytes && length > sizeof trailer) {
-        size_t body = length - sizeof trailer;
-        memcpy(&trailer, bytes + body, sizeof trailer);
-        whole = memcmp(trailer.magic, trailer_magic, sizeof trailer_magic) == 0 &&
-                trailer.bytes == body && trailer.hash == hash_bytes(bytes, body, 0);
-    }
-    free(bytes);
-    return whole;
-}
-
-static bool write_all(int descriptor, const char *bytes, size_t length) {
-    while (length > 0) {
-        ssize_t written = write(descriptor, bytes, length);
-        if (written < 0 && errno == EINTR)
-            continue;
-        if (written <= 0)
-            return false;
-        bytes += written;
-        length -= (size_t)written;
-    }
-    return true;
-}
-
-/* Appends the trailer to a finished object.  False with errno set. */
-static bool entry_seal(const char *path) {
-    size_t length = 0;
-    char *bytes = read_file(path, MAX_ENTRY_BYTES, &length);
-    if (!bytes)
-        return false;
-    Trailer trailer = {.bytes = length, .hash = hash_bytes(bytes, length, 0)};
-    memcpy(trailer.magic, trailer_magic, sizeof trailer_magic);
-    free(bytes);
-    int descriptor = open(path, O_WRONLY | O_APPEND | O_CLOEXEC);
-    if (descriptor < 0)
-        return false;
-    bool good = write_all(descriptor, (const char *)&trailer, sizeof trailer);
-    return (close(descriptor) == 0) && good;
-}
-
-/* ---- folders ----------------------------------------------------------------------- */
-/* The user's cache folder, or "" when there is no telling. */
-static void cache_folder(char *folder) {
-    const char *own = getenv("COLAC_CACHE"), *user = getenv("XDG_CACHE_HOME"),
-               *home = getenv("HOME");
-    folder[0] = '\0';
-    if (own && *own)
-        snprintf(folder, PATH_MAX, "%s", own);
-    else if (user && user[0] == '/')
-        snprintf(folder, PATH_MAX, "%s/colac", user);
-    else if (home && *home)
-        snprintf(folder, PATH_MAX, "%s/.cache/colac", home);
-}
-
-static bool make_folders(const char *path) {
-    char part[PATH_MAX];
-    size_t length = strlen(path);
-    for (size_t i = 1; i <= length; i++) {
-        if (path[i] != '/' && path[i] != '\0')
-            continue;
-        snprintf(part, sizeof part, "%.*s", (int)i, path);
-        if (mkdir(part, 0700) != 0 && errno != EEXIST)
-            return false;
-    }
-    return length > 0;
-}
-
-/* Removes a folder of files alone. */
-static void remove_folder(int parent, const char *name) {
-    int descriptor = openat(parent, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-    DIR *folder = descriptor < 0 ? NULL : fdopendir(descriptor);
-    struct dirent *entry;
-    while (folder && (entry = readdir(folder)))
-        unlinkat(descriptor, entry->d_name, 0);
-    if (folder)
-        closedir(folder);
-    unlinkat(parent, name, AT_REMOVEDIR);
-}
-
-/* Folders of builds that were interrupted more than a day ago. */
-static void remove_abandoned(const char *cache) {
-    DIR *folder = opendir(cache);
-    struct dirent *entry;
-    struct stat info;
-    while (folder && (entry = readdir(folder)))
-        if (strncmp(entry->d_name, "build-", 6) == 0 &&
-            fstatat(dirfd(folder), entry->d_name, &info, AT_SYMLINK_NOFOLLOW) == 0 &&
-            S_ISDIR(info.st_mode) && info.st_mtim.tv_sec < time(NULL) - 86400)
-            remove_folder(dirfd(folder), entry->d_name);
-    if (folder)
-        closedir(folder);
-}
-
 /* ---- building ---------------------------------------------------------------------- */
+static void source_key(const Compiler *compiler, uint64_t processor, const Text *source,
+                       char key[33]) {
+    const void *parts[] = {jit_flags(), &compiler->identity, &processor, text_string(source)};
+    const size_t lengths[] = {strlen(jit_flags()), sizeof compiler->identity, sizeof processor,
+                              source->length};
+    cache_key(parts, lengths, COUNT_OF(parts), key);
+}
+
 typedef struct Job { /* one text */
     const Text *source;
     char key[33];
@@ -294,45 +175,14 @@ typedef struct Build {
     const Compiler *compiler;
     Job *jobs;
     int job_count;
-    char cache[PATH_MAX];  /* where entries go; "": nowhere */
-    char folder[PATH_MAX]; /* where they are made: in `cache`, or a temporary one */
-    bool temporary;        /* no cache can be written: objects are removed when loaded */
+    KernelCache cache; /* temporary: objects are removed when loaded */
     Diagnostics *diagnostics;
 } Build;
 
 /* FOLDER/kernels_N SUFFIX of the job. */
 static void job_path(const Build *build, const Job *job, const char *suffix, char *path) {
-    snprintf(path, PATH_MAX, "%.*s/kernels_%d%s", PATH_MAX - 64, build->folder,
+    snprintf(path, PATH_MAX, "%.*s/kernels_%d%s", PATH_MAX - 64, build->cache.folder,
              (int)(job - build->jobs), suffix);
-}
-
-/* A folder to build in: inside the cache, or, with a warning, a temporary one. */
-static bool build_folder(Build *build) {
-    const char *temporary = getenv("TMPDIR");
-    int length = snprintf(build->folder, PATH_MAX, "%s/build-XXXXXX", build->cache);
-    errno = 0;
-    if (length < PATH_MAX - 64 && make_folders(build->cache) && mkdtemp(build->folder)) {
-        remove_abandoned(build->cache);
-        return true;
-    }
-    if (errno == ENOSPC) {
-        help(error_in_file(build->diagnostics, build->cache,
-                           "no space left for compiled kernels"),
-             "free some space, or name another folder in `COLAC_CACHE`");
-        return false;
-    }
-    help(warning_in_file(build->diagnostics, build->cache[0] ? build->cache : "~/.cache/colac",
-                         "compiled kernels are not kept: this folder cannot be written%s%s",
-                         errno ? ": " : "", errno ? strerror(errno) : ""),
-         "name another in `COLAC_CACHE`");
-    build->temporary = true;
-    snprintf(build->folder, PATH_MAX, "%s/colac-XXXXXX",
-             temporary && *temporary && strlen(temporary) < PATH_MAX - 64 ? temporary : "/tmp");
-    if (mkdtemp(build->folder))
-        return true;
-    error_in_file(build->diagnostics, build->folder, "cannot make a temporary folder: %s",
-                  strerror(errno));
-    return false;
 }
 
 /* Removes what building left, but for a refused kernel's source and what was said of it. */
@@ -346,7 +196,7 @@ static void build_clean(const Build *build) {
                 unlink(path);
         }
     }
-    rmdir(build->folder);
+    rmdir(build->cache.folder);
 }
 
 /* The environment with messages in plain English, since one of them is looked for. */
@@ -403,23 +253,10 @@ static void job_wait(Job *job) {
     job->process = 0;
 }
 
-/* False after reporting, with errno's sentence. */
 static bool job_write_source(const Build *build, const Job *job) {
     char path[PATH_MAX];
     job_path(build, job, ".c", path);
-    int descriptor = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-    bool good =
-        descriptor >= 0 && write_all(descriptor, text_string(job->source), job->source->length);
-    int failure = errno;
-    if (descriptor >= 0 && close(descriptor) != 0) {
-        failure = errno;
-        good = false;
-    }
-    if (!good)
-        help(error_in_file(build->diagnostics, path, "cannot write a kernel's source: %s",
-                           strerror(failure)),
-             "free some space, or name another folder in `COLAC_CACHE`");
-    return good;
+    return cache_write(&build->cache, path, text_string(job->source), job->source->length);
 }
 
 /* What the compiler said, in its first lines; and whose fault it is. */
@@ -431,7 +268,7 @@ static void job_report(const Build *build, Job *job) {
     char *said = read_file(log, 1 << 24, &length);
     const char *name = build->compiler->word[0];
     if (said && strstr(said, "No space left on device")) {
-        help(error_in_file(build->diagnostics, build->folder,
+        help(error_in_file(build->diagnostics, build->cache.folder,
                            "no space left on the device while compiling kernels"),
              "free some space here and in the folder of temporary files (TMPDIR)");
     } else if (WIFSIGNALED(job->status)) {
@@ -500,17 +337,8 @@ static bool jobs_publish(Build *build) {
             continue;
         char object[PATH_MAX];
         job_path(build, job, ".so", object);
-        bool good = entry_seal(object);
-        if (build->temporary)
-            snprintf(job->entry, PATH_MAX, "%s", object);
-        else
-            good = good && rename(object, job->entry) == 0;
-        if (!good) {
-            help(error_in_file(build->diagnostics, job->entry,
-                               "cannot write a compiled kernel: %s", strerror(errno)),
-                 "free some space, or name another folder in `COLAC_CACHE`");
+        if (!cache_publish(&build->cache, object, job->entry))
             return false;
-        }
     }
     return true;
 }
@@ -581,9 +409,8 @@ static int jobs_look_up(Build *build, const Text *sources) {
     for (int i = 0; i < build->job_count; i++) {
         Job *job = &build->jobs[i];
         job->source = &sources[i];
-        entry_key(build->compiler, processor, &sources[i], job->key);
-        int length = snprintf(job->entry, PATH_MAX, "%s/%s.so", build->cache, job->key);
-        job->build = !build->cache[0] || length >= PATH_MAX || !entry_is_whole(job->entry);
+        source_key(build->compiler, processor, &sources[i], job->key);
+        job->build = !cache_look_up(&build->cache, job->key, ".so", job->entry);
         missing += job->build;
     }
     return missing;
@@ -598,12 +425,12 @@ JitResult *jit_compile(const Text *sources, int source_count, const char *const 
     Build build = {
         .compiler = &compiler, .job_count = source_count, .diagnostics = diagnostics};
     build.jobs = checked_alloc((size_t)source_count * sizeof *build.jobs);
-    cache_folder(build.cache);
+    cache_find(&build.cache, diagnostics);
     int missing = jobs_look_up(&build, sources);
     Loaded *loaded = NULL;
     if (missing == 0) {
         loaded = load(&build, names, name_count);
-    } else if (build_folder(&build)) {
+    } else if (cache_begin(&build.cache)) {
         if (jobs_run(&build) && jobs_publish(&build))
             loaded = load(&build, names, name_count);
         build_clean(&build);

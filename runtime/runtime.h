@@ -1,6 +1,7 @@
 /* runtime/runtime.h: what runs a program.  Index of the folder, by source file.
  *
- *   jit.c          cc + dlopen with a cache keyed by content
+ *   cache.c        compiled kernels, kept by content
+ *   jit.c          cc + dlopen, with that cache
  *   products.c     matrix products through oneDNN: the one file that knows its interface
  *   device_cpu.c   the CPU behind the device table
  *   executor.c     slabs, arena, initial values; runs programs
@@ -21,6 +22,32 @@
 
 #include "codegen/codegen.h"
 
+#include <limits.h>
+
+/* ---- cache.c -------------------------------------------------------------------------------
+ * In $COLAC_CACHE, else $XDG_CACHE_HOME/colac, else ~/.cache/colac, else nowhere. */
+typedef struct KernelCache {
+    char path[PATH_MAX];   /* "": nowhere */
+    char folder[PATH_MAX]; /* where entries are made: inside, or a temporary one */
+    bool temporary;        /* nothing can be kept: entries stay in the folder */
+    Diagnostics *diagnostics;
+} KernelCache;
+void cache_find(KernelCache *cache, Diagnostics *diagnostics);
+/* 128 bits in hexadecimal, of all parts. */
+void cache_key(const void *const *parts, const size_t *lengths, int count, char key[33]);
+/* The path of an entry (suffix: ".so").  True when it is there and whole. */
+bool cache_look_up(const KernelCache *cache, const char *key, const char *suffix, char *entry);
+/* A whole entry's own bytes, to be freed; NULL: it cannot be read. */
+char *cache_read(const char *entry, size_t *length);
+/* Makes the folder for making entries in; a warning where the cache cannot be written.  False after
+ * reporting. */
+bool cache_begin(KernelCache *cache);
+/* Writes a file of the folder.  False after reporting. */
+bool cache_write(const KernelCache *cache, const char *path, const char *bytes, size_t length);
+/* Seals a finished file of the folder and gives it the name `entry`; where nothing can be kept,
+ * `entry` becomes the file's own.  False after reporting. */
+bool cache_publish(const KernelCache *cache, const char *made, char *entry);
+
 /* ---- jit.c --------------------------------------------------------------------------------- */
 typedef void (*KernelFunction)(void *const *buffers, const double *scalars);
 typedef struct JitResult {
@@ -32,10 +59,8 @@ typedef struct JitResult {
     bool cached;
 } JitResult;
 /* Compiles C texts (one translation unit each, in parallel) to shared objects and looks up
- * `names`.  Cache: $COLAC_CACHE, else $XDG_CACHE_HOME/colac, else ~/.cache/colac, else a temporary
- * folder; the key covers sources, flags, compiler version and processor; files appear by rename,
- * so that two processes may build the same thing.  NULL after reporting: no compiler (says which
- * package to install), a full disk, or a failed compilation (our bug: the source is kept). */
+ * `names`.  NULL after reporting: no compiler (says which package to install), a full disk, or a
+ * failed compilation (our bug: the source is kept). */
 JitResult *jit_compile(const Text *sources, int source_count, const char *const *names,
                        int name_count, Diagnostics *diagnostics);
 void jit_free(JitResult *result);
@@ -74,6 +99,8 @@ void product_free(PreparedProduct *prepared);
  * that cannot go on remembers why: from then on calls do nothing, and values that are read mean
  * nothing. */
 enum { FETCH_PLACES = 2, FETCH_BYTES = 1 << 20 };
+/* For the scalar arguments of kernels, on a device that is not the host. */
+enum { DEVICE_SCALAR_BYTES = 1 << 20 };
 typedef struct Device Device;
 struct Device {
     const char *name;

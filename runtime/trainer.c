@@ -503,10 +503,10 @@ static void find_states(Training *training) {
     }
 }
 
-/* The machine's peak of products; 0 where the interpreter computes. */
+/* The machine's peak of products; 0 where something else computes. */
 static double measured_peak(const Training *training) {
     const TrainOptions *options = training->session.options;
-    if (options->interpreter)
+    if (options->interpreter || options->device.open != device_cpu_open)
         return 0;
     MachineFigures machine = machine_measure();
     if (!options->json && !options->report)

@@ -135,6 +135,7 @@ EMULATOR_FUNCTION int emulator_shuffle_int(EmulatorSource source, unsigned mask,
 #define sqrtf(x)      __builtin_sqrtf(x)
 #define floorf(x)     __builtin_floorf(x)
 #define __popc(bits)  __builtin_popcount(bits)
+#define __ffs(bits)   __builtin_ffs(bits)
 
 /* ---- vectors --------------------------------------------------------------------------
  * Structures, which gcc takes apart after it has put in the checks of alignment.  clang checks

@@ -1,0 +1,169 @@
+/* cuda/cuda.h: NVIDIA GPUs.  Index of the folder, by source file.
+ *
+ *   grid.c          a kernel -> launches: which threads share an iteration, where they wait
+ *   print_cuda.c    a launch as CUDA C, with the expressions that print_c.c prints too
+ *   prelude_cuda.h  what it calls beside codegen/prelude.h (embedded)
+ *   api.h           what we use of the driver's, NVRTC's and cuBLASLt's interfaces
+ *   library.c       these libraries, opened at run time; the table of symbols is library.def
+ *   cubin.c         CUDA C -> cubins by NVRTC, with a cache keyed by content
+ *   blas.c          matrix products through cuBLASLt
+ *   device.c        a card behind the runtime's device table
+ *
+ * Nothing here is linked against CUDA, and nothing is needed to build it but a C compiler.
+ */
+#ifndef COLAC_CUDA_H
+#define COLAC_CUDA_H
+
+#include "cuda/api.h"
+#include "runtime/runtime.h"
+
+/* ---- grid.c --------------------------------------------------------------------------------
+ * A kernel's own region is cut at its parallel nests: a nest is one launch, and what stands between
+ * two nests is one, of a single team.  Launches run in order, and memory is synchronized between
+ * them, as the kernel IR asks.  Values of the region itself that a later launch needs are
+ * computed in it again.
+ *
+ *   team     the threads that share an iteration of the nest.  A block has `teams` of them
+ *   lanes    thread t of a team of n runs the iterations of a lanes loop i with
+ *            (i / width) mod n = t: `width` neighbours at a time, by vector loads and stores where
+ *            the addresses are aligned
+ *   splits   where nothing is shared between the threads of a team, its lanes loops are cut in
+ *            as many parts, each another team's
+ *   dealt    a serial loop that adds to rows which an index names (a scatter) would keep few
+ *            threads busy: `splits` teams walk it side by side, each for the rows that are its own
+ *            modulo `splits`, so that each row still takes in its terms in order
+ *   shared   local buffers are in shared memory, of a team of one thread in its own
+ *
+ * A team in which threads exchange values is a warp or the whole block.  In a loop with
+ * reductions, n * width is the number of lanes of the fixed order, so that a thread owns whole
+ * lanes of it.
+ *
+ * Threads wait for each other before an access to memory that another thread of the team may
+ * have made or may still need: known from addresses, in `waits`. */
+enum { BLOCK_THREADS = 256, WARP_THREADS = 32 };
+enum { RESIDENT_THREADS = 1024 }; /* of a processor, at least: so a thread has at most 64 registers */
+enum { SHARED_BYTES = 48 << 10 };     /* of a block, without asking for more */
+enum { CUDA_LOCAL_BYTES = 44 << 10 }; /* for emit_programs: so that a team always fits in a block */
+typedef struct Launch {
+    const char *name;   /* of the __global__ function */
+    ValueId nest;       /* the outermost parallel loop; -1: a single iteration */
+    Region body;        /* instructions of the kernel's own region, in order */
+    int64_t iterations; /* of the nest */
+    int threads;        /* of a team */
+    int teams;          /* of a block */
+    int width;          /* 1, 2 or 4 */
+    int64_t splits;
+    ValueId dealt, row; /* the serial loop, and the index in it; -1 */
+    int64_t blocks;
+    int shared_bytes;   /* of a block */
+    bool *waits;        /* by ValueId: the team waits before this instruction */
+    int argument_count;
+    int *arguments;     /* the kernel's pointers that it takes, ascending */
+    bool takes_scalars; /* then the last is a pointer to the kernel's scalars */
+} Launch;
+typedef struct LaunchList {
+    int count;
+    Launch *launches;
+} LaunchList;
+/* `name`: of the first, and with _2, _3, … of the others.  In the kernel's arena. */
+LaunchList launches_of(Kernel *kernel, const char *name);
+
+/* ---- print_cuda.c --------------------------------------------------------------------------
+ * Readable, deterministic; the kernel IR stands in a comment above the first of its launches. */
+void print_cuda(Kernel *kernel, const char *name, const LaunchList *launches, Text *out);
+/* The CUDA C of all kernels, cut into `parts` texts of about equal work, each after the preludes. */
+void emit_cuda(const ProgramSet *set, int parts, Text *out);
+extern const char embedded_prelude_cuda_h[];
+
+/* ---- library.c -----------------------------------------------------------------------------
+ * One table of functions, a row of library.def each.  A library is opened when it is first asked
+ * for: by its name (LD_LIBRARY_PATH and the system's folders), then in $CUDA_PATH/lib64,
+ * $CUDA_HOME/lib64 and /usr/local/cuda/lib64. */
+typedef enum CudaLibrary { CUDA_DRIVER, CUDA_NVRTC, CUDA_BLASLT, CUDA_LIBRARY_COUNT } CudaLibrary;
+typedef struct CudaTable {
+#define ROW(library, type, name, parameters) type(*name) parameters;
+#include "cuda/library.def"
+#undef ROW
+} CudaTable;
+/* The table, with the functions of `library` in it; those of other libraries are NULL until they
+ * were asked for.  NULL after reporting one sentence: which files were looked for, or which symbol
+ * is missing and so that the library is too old, and what to do (install the driver; apt-get
+ * package or PyPI wheel of NVRTC and cuBLASLt; `--device cpu`).  The driver is also asked for its
+ * version: below CUDA_DRIVER_LEAST it is too old. */
+const CudaTable *cuda_library(CudaLibrary library, Diagnostics *diagnostics);
+const char *cuda_library_path(CudaLibrary library); /* where it was found; NULL */
+/* Closes all, so that a test may look for them elsewhere. */
+void cuda_library_close(void);
+enum { CUDA_DRIVER_LEAST = 12000 }; /* as cuDriverGetVersion counts: 12.0 */
+
+/* ---- cubin.c -------------------------------------------------------------------------------
+ * What a GPU is, for compiling: 80 for sm_80. */
+typedef int CudaArchitecture;
+/* "cuda:sm_90" or "sm_90" -> 90.  0: no such form. */
+CudaArchitecture cuda_architecture(const char *text);
+/* What the compiler says of a function. */
+typedef struct KernelResources {
+    int registers;    /* of a thread */
+    int shared_bytes; /* of a block */
+    int stack_bytes;  /* of a thread */
+    int spill_bytes;  /* of a thread: stores and loads */
+    int constant_bytes; /* parameters among them */
+} KernelResources;
+typedef struct Cubin {
+    char *bytes;
+    size_t size;
+} Cubin;
+typedef struct CubinResult {
+    int cubin_count;
+    Cubin *cubins;              /* by source */
+    int name_count;
+    KernelResources *resources; /* by name */
+    int *homes;                 /* by name: the cubin that has it */
+    double seconds;             /* compiling; about 0 when cached */
+    bool cached;
+} CubinResult;
+/* Compiles CUDA C texts by NVRTC for one architecture, in parallel.  `names`: all __global__
+ * functions that they have, declared extern "C".  Cache: beside the C kernels' (jit.c), the key
+ * covers the source, the options, NVRTC's version and the architecture.  An entry is the cubin, and
+ * the compiler's log, from which the resources are read; with a trailer that shows damage; it
+ * appears by rename (cache.c).  NULL after reporting: no NVRTC, an architecture that it does not know (with
+ * those that it does), or a failed compilation (our bug: the source is kept, named, and the first
+ * lines of the log are in the report). */
+CubinResult *cubin_compile(const Text *sources, int source_count, const char *const *names,
+                           int name_count, CudaArchitecture architecture,
+                           Diagnostics *diagnostics);
+void cubin_free(CubinResult *result);
+const char *cubin_options(void); /* as passed to NVRTC, without the architecture */
+
+/* ---- blas.c --------------------------------------------------------------------------------
+ * A product is calls of cublasLtMatmul: one of its batch loops is the library's own strided batch,
+ * other batch loops and the accumulate loops are calls each, adding (beta 1) from the second on.  Which
+ * of its kernels the library takes is asked once for a product, and the same for all of the same
+ * shape: with f32 accumulation, TF32 not allowed, and without reductions in place, whose order is
+ * that of arrival. */
+typedef struct CudaProduct CudaProduct;
+enum { BLAS_WORKSPACE_BYTES = 32 << 20 }; /* that a product may ask for, at most */
+/* A failed call: what was called and its result; all 0 where none failed. */
+typedef struct BlasFault {
+    const char *function; /* cublasLtMatmul; cublasLtMatmulAlgoGetHeuristic: it knows no kernel */
+    int status;
+} BlasFault;
+/* NULL with `fault` set. */
+CudaProduct *cuda_product_prepare(const CudaTable *blas, cublasLtHandle_t handle,
+                                  const Product *product, BlasFault *fault);
+int64_t cuda_product_workspace_bytes(const CudaProduct *product);
+/* Into `stream`; operands and workspace in the card's memory. */
+BlasFault cuda_product_run(const CudaProduct *product, const void *a, const void *b, void *c,
+                           void *workspace, CUstream stream);
+void cuda_product_free(CudaProduct *product); /* NULL is fine */
+
+/* ---- device.c ------------------------------------------------------------------------------
+ * The first card that the driver shows (CUDA_VISIBLE_DEVICES), with one stream.  Values from the host
+ * go through pinned memory, piece by piece, without stopping the stream; a program is a CUDA graph,
+ * captured at its first run.  The first call that fails is remembered with its name and the driver's
+ * words.
+ * `architecture`: 0, or what the user asked for, which must be the card's.  NULL after reporting: no
+ * driver, no card, another architecture. */
+Device *device_cuda_open(CudaArchitecture architecture, Diagnostics *diagnostics);
+
+#endif
