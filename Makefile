@@ -71,7 +71,14 @@ $(BUILD)/tests/%: tests/%.c $(BUILD)/libcolac.a | $(BUILD)/.packages-test
 EMULATOR = $(patsubst %.c,$(BUILD)/%.o,$(wildcard tests/emulator/*.c))
 $(BUILD)/tests/test_emulator $(BUILD)/tests/test_cuda_kernels: $(EMULATOR)
 
-tests: $(BUILD)/colac $(TESTS:%=$(BUILD)/tests/%)
+# A driver, NVRTC and cuBLASLt without a card: LD_LIBRARY_PATH=$(BUILD)/tests/simulated leads colac to it.
+SIMULATOR = $(wildcard tests/simulator/*.[ch] tests/emulator/*.[ch]) cuda/api.h cuda/library.def
+$(BUILD)/tests/simulated/libcuda.so.1: $(SIMULATOR)
+	@mkdir -p $(@D)
+	$(call SHOW,CC)$(CC) $(CFLAGS) -fPIC -shared -o $@ $(filter %.c,$^) -ldl
+	@ln -sf libcuda.so.1 $(@D)/libnvrtc.so.13 && ln -sf libcuda.so.1 $(@D)/libcublasLt.so.13
+
+tests: $(BUILD)/colac $(BUILD)/tests/simulated/libcuda.so.1 $(TESTS:%=$(BUILD)/tests/%)
 test: tests
 	@tests/run $(BUILD)
 
@@ -97,7 +104,7 @@ docs/ops.md: ir/ops.def ir/ops.c $(BUILD)/colac
 docs: docs/ops.md
 
 # Headers are laid out by hand: their lists and aligned comments are tables.
-C_FILES = $(wildcard $(FOLDERS:%=%/*.c) tests/*.c tests/emulator/*.c bench/*.c bench/limit/*.c)
+C_FILES = $(wildcard $(FOLDERS:%=%/*.c) tests/*.c tests/emulator/*.c tests/simulator/*.c bench/*.c bench/limit/*.c)
 format: | $(BUILD)/.packages-develop
 	clang-format -i $(C_FILES)
 

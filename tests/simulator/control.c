@@ -1,0 +1,143 @@
+/* tests/simulator/control.c: what COLAC_SIMULATE asks for, and the report. */
+#include "tests/simulator/simulator.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { MAX_NAMES = 128 };
+static struct Count {
+    const char *name;
+    long calls;
+} counts[MAX_NAMES];
+static int count_count;
+static bool broken;
+static long objects[OBJECT_COUNT], recorded, replayed;
+static const char *const object_names[OBJECT_COUNT] = {"modules",  "streams",    "events",
+                                                       "graphs",   "recordings", "pinned",
+                                                       "contexts", "blas",       "programs"};
+
+static void write_report(void) {
+    const Settings *s = settings();
+    FILE *file = s->report ? fopen(s->report, "w") : NULL;
+    if (!file)
+        return;
+    MemoryFigures memory = memory_figures();
+    fprintf(file, "{\"peak_bytes\":%zu,\"live_bytes\":%zu,\"allocations\":%ld,", memory.peak,
+            memory.live, memory.allocations);
+    fprintf(file, "\"allocations_after_replay\":%ld,\"recorded\":%ld,\"replayed\":%ld,",
+            memory.after_replay, recorded, replayed);
+    for (int i = 0; i < OBJECT_COUNT; i++)
+        fprintf(file, "\"%s\":%ld,", object_names[i], objects[i]);
+    fputs("\"calls\":{", file);
+    for (int i = 0; i < count_count; i++)
+        fprintf(file, "%s\"%s\":%ld", i ? "," : "", counts[i].name, counts[i].calls);
+    fputs("}}\n", file);
+    fclose(file);
+}
+
+/* The value of KEY=VALUE in the list, as a text of its own; NULL. */
+static char *setting(const char *list, const char *key) {
+    size_t length = strlen(key);
+    for (const char *at = list; at && *at; at = strchr(at, ','), at = at ? at + 1 : NULL)
+        if (strncmp(at, key, length) == 0 && at[length] == '=')
+            return strndup(at + length + 1, strcspn(at + length + 1, ","));
+    return NULL;
+}
+
+static long number_setting(const char *list, const char *key, long otherwise) {
+    char *value = setting(list, key);
+    long number = value ? strtol(value, NULL, 10) : otherwise;
+    free(value);
+    return number;
+}
+
+const Settings *settings(void) {
+    static Settings all;
+    static bool known;
+    if (known)
+        return &all;
+    known = true;
+    const char *list = getenv("COLAC_SIMULATE");
+    all = (Settings){.memory = (size_t)number_setting(list, "memory", 1L << 30),
+                     .architecture = 90,
+                     .cards = (int)number_setting(list, "cards", 1),
+                     .version = (int)number_setting(list, "version", 13000),
+                     .seed = (uint64_t)number_setting(list, "seed", 0),
+                     .report = setting(list, "report")};
+    char *card = setting(list, "card"), *fail = setting(list, "fail");
+    if (card)
+        all.architecture = atoi(card + 3);
+    free(card);
+    char *colon = fail ? strchr(fail, ':') : NULL;
+    if (fail) {
+        all.failing_call = colon ? strtol(colon + 1, NULL, 10) : 1;
+        if (colon)
+            *colon = 0;
+        all.failing = fail;
+    }
+    atexit(write_report);
+    return &all;
+}
+
+/* What answers even when the card is lost: giving back, and asking what happened. */
+static bool needs_the_card(const char *name) {
+    static const char *const words[] = {"Destroy", "Free",     "Unload",
+                                        "Release", "GetError", "nvrtc"};
+    for (size_t i = 0; i < sizeof words / sizeof *words; i++)
+        if (strstr(name, words[i]))
+            return false;
+    return true;
+}
+
+bool called(const char *name) {
+    const Settings *s = settings();
+    int i = 0;
+    while (i < count_count && strcmp(counts[i].name, name) != 0)
+        i++;
+    if (i == count_count)
+        counts[count_count++].name = name;
+    counts[i].calls++;
+    bool fails =
+        s->failing && strcmp(s->failing, name) == 0 && counts[i].calls == s->failing_call;
+    if (!fails && broken && needs_the_card(name))
+        return true;
+    broken |=
+        fails && strcmp(name, "cuMemAlloc_v2") != 0 && strcmp(name, "cuMemHostAlloc") != 0;
+    return fails;
+}
+
+bool is_broken(void) {
+    return broken;
+}
+
+void fault(const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    fputs("simulated card: fault: ", stderr);
+    vfprintf(stderr, format, args);
+    fputc('\n', stderr);
+    va_end(args);
+    _Exit(99);
+}
+
+uint64_t random_bits(void) {
+    static uint64_t state;
+    uint64_t z = state += 0x9E3779B97F4A7C15u + settings()->seed * 2;
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9u;
+    z = (z ^ z >> 27) * 0x94D049BB133111EBu;
+    return z ^ z >> 31;
+}
+
+void count_object(enum Object object, int by) {
+    objects[object] += by;
+}
+
+void count_recorded(void) {
+    recorded++;
+}
+
+void count_replayed(void) {
+    replayed++;
+}
