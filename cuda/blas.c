@@ -110,7 +110,8 @@ static void choose_algorithm(Calls *calls, CudaProduct *p) {
     p->algorithm = found.algo;
     p->workspace_bytes = found.workspaceSize;
     if (preference)
-        p->blas->cublasLtMatmulPreferenceDestroy(preference);
+        called(calls, "cublasLtMatmulPreferenceDestroy",
+               p->blas->cublasLtMatmulPreferenceDestroy(preference));
 }
 
 CudaProduct *cuda_product_prepare(const CudaTable *blas, cublasLtHandle_t handle,
@@ -133,18 +134,20 @@ int64_t cuda_product_workspace_bytes(const CudaProduct *p) {
     return (int64_t)p->workspace_bytes;
 }
 
-void cuda_product_free(CudaProduct *p) {
+BlasFault cuda_product_free(CudaProduct *p) {
+    Calls calls = {0};
     if (!p)
-        return;
-    if (p->first)
-        p->blas->cublasLtMatrixLayoutDestroy(p->first);
-    if (p->second)
-        p->blas->cublasLtMatrixLayoutDestroy(p->second);
-    if (p->result)
-        p->blas->cublasLtMatrixLayoutDestroy(p->result);
+        return calls.fault;
+    cublasLtMatrixLayout_t layouts[] = {p->first, p->second, p->result};
+    for (int i = 0; i < COUNT_OF(layouts); i++)
+        if (layouts[i])
+            called(&calls, "cublasLtMatrixLayoutDestroy",
+                   p->blas->cublasLtMatrixLayoutDestroy(layouts[i]));
     if (p->operation)
-        p->blas->cublasLtMatmulDescDestroy(p->operation);
+        called(&calls, "cublasLtMatmulDescDestroy",
+               p->blas->cublasLtMatmulDescDestroy(p->operation));
     free(p);
+    return calls.fault;
 }
 
 /* ---- running ---------------------------------------------------------------------------- */

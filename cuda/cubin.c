@@ -109,7 +109,8 @@ typedef struct Job { /* one text */
     char entry[PATH_MAX];
     bool build;
     nvrtcResult result;
-    char *cubin, *log; /* to be freed */
+    const char *failed; /* the call that failed, or NULL */
+    char *cubin, *log;  /* to be freed */
     size_t cubin_bytes;
 } Job;
 
@@ -122,20 +123,30 @@ typedef struct Build {
     Diagnostics *diagnostics;
 } Build;
 
+/* Remembers the first call that failed. */
+static bool succeeded(Job *job, const char *name, nvrtcResult result) {
+    if (result != NVRTC_SUCCESS && !job->failed) {
+        job->failed = name;
+        job->result = result;
+    }
+    return result == NVRTC_SUCCESS;
+}
+#define NVRTC(name, ...) succeeded(job, #name, nvrtc->name(__VA_ARGS__))
+
 static void take_log(const CudaTable *nvrtc, nvrtcProgram program, Job *job) {
     size_t bytes = 0;
-    nvrtc->nvrtcGetProgramLogSize(program, &bytes);
+    if (!NVRTC(nvrtcGetProgramLogSize, program, &bytes))
+        return;
     job->log = checked_alloc(bytes + 1);
     if (bytes)
-        nvrtc->nvrtcGetProgramLog(program, job->log);
+        NVRTC(nvrtcGetProgramLog, program, job->log);
 }
 
 static void take_cubin(const CudaTable *nvrtc, nvrtcProgram program, Job *job) {
-    job->result = nvrtc->nvrtcGetCUBINSize(program, &job->cubin_bytes);
-    if (job->result != NVRTC_SUCCESS)
+    if (!NVRTC(nvrtcGetCUBINSize, program, &job->cubin_bytes))
         return;
     job->cubin = checked_alloc(job->cubin_bytes + 1);
-    job->result = nvrtc->nvrtcGetCUBIN(program, job->cubin);
+    NVRTC(nvrtcGetCUBIN, program, job->cubin);
 }
 
 static void job_run(const Build *build, Job *job) {
@@ -148,25 +159,34 @@ static void job_run(const Build *build, Job *job) {
     for (int i = 0; i < COUNT_OF(option_list); i++)
         options[i + 1] = option_list[i];
     nvrtcProgram program = NULL;
-    job->result = nvrtc->nvrtcCreateProgram(&program, text_string(job->source), "kernels.cu",
-                                            COUNT_OF(headers), headers, header_names);
-    if (job->result != NVRTC_SUCCESS)
+    if (!NVRTC(nvrtcCreateProgram, &program, text_string(job->source), "kernels.cu",
+               COUNT_OF(headers), headers, header_names))
         return;
-    job->result = nvrtc->nvrtcCompileProgram(program, COUNT_OF(options), options);
+    bool compiled = NVRTC(nvrtcCompileProgram, program, COUNT_OF(options), options);
     take_log(nvrtc, program, job);
-    if (job->result == NVRTC_SUCCESS)
+    if (compiled)
         take_cubin(nvrtc, program, job);
-    nvrtc->nvrtcDestroyProgram(&program);
+    NVRTC(nvrtcDestroyProgram, &program);
+}
+
+static void report_call(const Build *build, const char *name, nvrtcResult result) {
+    error_in_file(build->diagnostics, cuda_library_path(CUDA_NVRTC), "`%s` failed: %s", name,
+                  build->nvrtc->nvrtcGetErrorString(result));
 }
 
 /* Keeps the source where the report says, and gives the log's first lines. */
 static void job_report(Build *build, Job *job) {
     char source[PATH_MAX];
+    if (job->result != NVRTC_ERROR_COMPILATION) {
+        report_call(build, job->failed, job->result);
+        return;
+    }
     snprintf(source, sizeof source, "%.*s/kernels_%d.cu", PATH_MAX - 64, build->cache.folder,
              (int)(job - build->jobs));
     if (!cache_write(&build->cache, source, text_string(job->source), job->source->length))
         return;
-    const char *said = job->log ? job->log : build->nvrtc->nvrtcGetErrorString(job->result);
+    const char *said =
+        job->log && job->log[0] ? job->log : build->nvrtc->nvrtcGetErrorString(job->result);
     int shown = (int)strnlen(said, MAX_SHOWN);
     while (shown > 0 && isspace((unsigned char)said[shown - 1]))
         shown--;
@@ -203,7 +223,7 @@ static bool jobs_run(Build *build) {
         Job *job = &build->jobs[i];
         if (!job->build)
             continue;
-        good = job->result == NVRTC_SUCCESS;
+        good = !job->failed;
         if (good)
             good = job_publish(build, job);
         else
@@ -214,21 +234,24 @@ static bool jobs_run(Build *build) {
 
 /* ---- the cache ----------------------------------------------------------------------- */
 
-/* What compiles: the library's version, and its file's size and time of change. */
-static uint64_t library_identity(const CudaTable *nvrtc) {
+/* What compiles: the library's version, and its file's size and time of change.  False after
+ * reporting. */
+static bool library_identity(const Build *build, uint64_t *identity) {
     int major = 0, minor = 0;
     struct stat info;
     char text[256] = "";
-    nvrtc->nvrtcVersion(&major, &minor);
+    nvrtcResult result = build->nvrtc->nvrtcVersion(&major, &minor);
+    if (result != NVRTC_SUCCESS)
+        report_call(build, "nvrtcVersion", result);
     if (stat(cuda_library_path(CUDA_NVRTC), &info) == 0)
         snprintf(text, sizeof text, "%d.%d %jd %jd.%09ld", major, minor, (intmax_t)info.st_size,
                  (intmax_t)info.st_mtim.tv_sec, info.st_mtim.tv_nsec);
-    return hash_bytes(text, strlen(text), 0);
+    *identity = hash_bytes(text, strlen(text), 0);
+    return result == NVRTC_SUCCESS;
 }
 
 /* Which entries the cache has.  The number that must be made. */
-static int jobs_look_up(Build *build, const Text *sources) {
-    uint64_t identity = library_identity(build->nvrtc);
+static int jobs_look_up(Build *build, const Text *sources, uint64_t identity) {
     int missing = 0;
     for (int i = 0; i < build->job_count; i++) {
         Job *job = &build->jobs[i];
@@ -345,10 +368,19 @@ void cubin_free(CubinResult *result) {
 /* False after reporting, with those that it knows. */
 static bool is_known(const Build *build) {
     int count = 0;
-    if (build->nvrtc->nvrtcGetNumSupportedArchs(&count) != NVRTC_SUCCESS || count < 1)
-        return true; /* then it says so itself */
-    int *known = checked_alloc((size_t)count * sizeof *known);
-    bool found = build->nvrtc->nvrtcGetSupportedArchs(known) != NVRTC_SUCCESS;
+    nvrtcResult result = build->nvrtc->nvrtcGetNumSupportedArchs(&count);
+    if (result != NVRTC_SUCCESS) {
+        report_call(build, "nvrtcGetNumSupportedArchs", result);
+        return false;
+    }
+    int *known = checked_alloc((size_t)(count + 1) * sizeof *known);
+    result = build->nvrtc->nvrtcGetSupportedArchs(known);
+    if (result != NVRTC_SUCCESS) {
+        report_call(build, "nvrtcGetSupportedArchs", result);
+        free(known);
+        return false;
+    }
+    bool found = false;
     Text list = {0};
     for (int i = 0; i < count; i++) {
         found |= known[i] == build->architecture;
@@ -371,11 +403,12 @@ CubinResult *cubin_compile(const Text *sources, int source_count, const char *co
                    .architecture = architecture,
                    .job_count = source_count,
                    .diagnostics = diagnostics};
-    if (!build.nvrtc || !is_known(&build))
+    uint64_t identity = 0;
+    if (!build.nvrtc || !is_known(&build) || !library_identity(&build, &identity))
         return NULL;
     build.jobs = checked_alloc((size_t)source_count * sizeof *build.jobs);
     cache_find(&build.cache, diagnostics);
-    int missing = jobs_look_up(&build, sources);
+    int missing = jobs_look_up(&build, sources, identity);
     CubinResult *result = NULL;
     if (missing == 0 || (cache_begin(&build.cache) && jobs_run(&build)))
         result = read_entries(&build, names, name_count);

@@ -155,9 +155,12 @@ int64_t cuda_product_workspace_bytes(const CudaProduct *product);
 /* Into `stream`; operands and workspace in the card's memory. */
 BlasFault cuda_product_run(const CudaProduct *product, const void *a, const void *b, void *c,
                            void *workspace, CUstream stream);
-void cuda_product_free(CudaProduct *product); /* NULL is fine */
+BlasFault cuda_product_free(CudaProduct *product); /* NULL is fine */
 
 /* ---- device.c ------------------------------------------------------------------------------
+ * Of the card's memory, beside slabs, inputs and arena: cuBLASLt's workspace, kernels' scalars. */
+int64_t cuda_own_bytes(const ProgramSet *set);
+/*
  * The first card that the driver shows (CUDA_VISIBLE_DEVICES), with one stream.  Values from the host
  * go through pinned memory, piece by piece, without stopping the stream; a program is a CUDA graph,
  * captured at its first run.  The first call that fails is remembered with its name and the driver's

@@ -29,6 +29,8 @@ typedef struct CudaDevice {
     const CudaTable *cuda;
     char name[32];
     char failure[MAX_FAILURE]; /* "": none */
+    bool told;                 /* somebody has asked for it, or it is in `diagnostics` */
+    Diagnostics *diagnostics;  /* of who opened it: for what fails when it is closed */
     CudaArchitecture architecture;
     CUdevice card;
     bool retained; /* the card's primary context */
@@ -83,8 +85,13 @@ static void driver_called(CudaDevice *d, const char *function, CUresult result) 
             driver_called(d, #name, (d)->cuda->name(__VA_ARGS__));                             \
     } while (0)
 
+/* The same for what gives something back: it is called in any case. */
+#define GIVE_BACK(d, name, ...) driver_called(d, #name, (d)->cuda->name(__VA_ARGS__))
+
 static const char *cuda_failure(Device *device) {
-    return is_well(cuda_of(device)) ? NULL : cuda_of(device)->failure;
+    CudaDevice *d = cuda_of(device);
+    d->told |= !is_well(d);
+    return is_well(d) ? NULL : d->failure;
 }
 
 /* ---- memory -------------------------------------------------------------------------- */
@@ -117,7 +124,7 @@ static void *cuda_allocate(Device *device, int64_t bytes) {
 static void cuda_release(Device *device, void *buffer) {
     CudaDevice *d = cuda_of(device);
     if (buffer)
-        d->cuda->cuMemFree_v2(address_of(buffer)); /* nothing is left to be told */
+        GIVE_BACK(d, cuMemFree_v2, address_of(buffer));
 }
 
 static Slot *take_slot(CudaDevice *d) {
@@ -190,6 +197,10 @@ static void cuda_zero(Device *device, void *at, int64_t bytes) {
 static void cuda_synchronize(Device *device) {
     CudaDevice *d = cuda_of(device);
     DRIVER(d, cuStreamSynchronize, d->stream);
+}
+
+int64_t cuda_own_bytes(const ProgramSet *set) {
+    return (set->product_count ? BLAS_WORKSPACE_BYTES : 0) + DEVICE_SCALAR_BYTES;
 }
 
 /* ---- loading ------------------------------------------------------------------------- */
@@ -284,8 +295,9 @@ static bool prepare_products(CudaDevice *d, const ProgramSet *set, Diagnostics *
 }
 
 static bool report(CudaDevice *d, Diagnostics *diagnostics) {
-    if (!is_well(d))
+    if (!is_well(d) && !d->told)
         error_in_file(diagnostics, d->name, "%s", d->failure);
+    d->told |= !is_well(d);
     return is_well(d);
 }
 
@@ -343,7 +355,7 @@ static void *cuda_recorded(Device *device) {
     DRIVER(d, cuStreamEndCapture, d->stream, &graph);
     DRIVER(d, cuGraphInstantiateWithFlags, &recording, graph, 0);
     if (graph)
-        d->cuda->cuGraphDestroy(graph);
+        GIVE_BACK(d, cuGraphDestroy, graph);
     if (recording)
         array_push(&d->recordings, recording);
     return recording;
@@ -363,7 +375,7 @@ static int64_t cuda_scratch_bytes(Device *device) {
 static void free_kernels(CudaDevice *d) {
     for (int i = 0; d->modules && i < d->cubins->cubin_count; i++)
         if (d->modules[i])
-            d->cuda->cuModuleUnload(d->modules[i]);
+            GIVE_BACK(d, cuModuleUnload, d->modules[i]);
     for (int i = 0; i < d->kernel_count; i++) {
         free(d->kernels[i].functions);
         free(d->kernels[i].parameters);
@@ -377,33 +389,37 @@ static void free_kernels(CudaDevice *d) {
 
 static void free_products(CudaDevice *d) {
     for (int i = 0; i < d->product_count; i++)
-        cuda_product_free(d->products[i]);
+        blas_called(d, cuda_product_free(d->products[i]));
     free(d->products);
-    if (d->blas)
-        d->cuda->cublasLtDestroy(d->blas);
+    if (!d->blas)
+        return;
+    cublasStatus_t status = d->cuda->cublasLtDestroy(d->blas);
+    if (status != CUBLAS_STATUS_SUCCESS)
+        blas_called(d, (BlasFault){"cublasLtDestroy", (int)status});
 }
 
-/* What a failed card answers here is of no use to anybody. */
+/* A failure that nobody has heard of, here at the latest. */
 static void cuda_close(Device *device) {
     CudaDevice *d = cuda_of(device);
     if (d->stream)
-        d->cuda->cuStreamSynchronize(d->stream);
+        GIVE_BACK(d, cuStreamSynchronize, d->stream);
     for (int64_t i = 0; i < d->recordings.count; i++)
-        d->cuda->cuGraphExecDestroy(d->recordings.data[i]);
+        GIVE_BACK(d, cuGraphExecDestroy, d->recordings.data[i]);
     array_free(&d->recordings);
     free_kernels(d);
     free_products(d);
     cuda_release(device, d->workspace);
     for (int i = 0; i < COUNT_OF(d->slots); i++) {
         if (d->slots[i].done)
-            d->cuda->cuEventDestroy_v2(d->slots[i].done);
+            GIVE_BACK(d, cuEventDestroy_v2, d->slots[i].done);
         if (d->slots[i].memory)
-            d->cuda->cuMemFreeHost(d->slots[i].memory);
+            GIVE_BACK(d, cuMemFreeHost, d->slots[i].memory);
     }
     if (d->stream)
-        d->cuda->cuStreamDestroy_v2(d->stream);
+        GIVE_BACK(d, cuStreamDestroy_v2, d->stream);
     if (d->retained)
-        d->cuda->cuDevicePrimaryCtxRelease_v2(d->card);
+        GIVE_BACK(d, cuDevicePrimaryCtxRelease_v2, d->card);
+    report(d, d->diagnostics);
     free(d);
 }
 
@@ -433,6 +449,7 @@ static void open_card(CudaDevice *d) {
 
 static const Device cuda_table = {
     .available_bytes = cuda_available_bytes,
+    .own_bytes = cuda_own_bytes,
     .failure = cuda_failure,
     .allocate = cuda_allocate,
     .release = cuda_release,
@@ -460,6 +477,7 @@ Device *device_cuda_open(CudaArchitecture architecture, Diagnostics *diagnostics
     CudaDevice *d = checked_alloc(sizeof *d);
     d->device = cuda_table;
     d->cuda = cuda;
+    d->diagnostics = diagnostics;
     snprintf(d->name, sizeof d->name, "--device cuda");
     d->device.name = d->name;
     open_card(d);

@@ -29,11 +29,6 @@ static int64_t product_scratch(Scratchpads *known, const Product *product) {
     return scratchpad.bytes;
 }
 
-/* What cuBLASLt may use, and what kernels read their scalars from. */
-static int64_t cuda_extra_bytes(const ProgramSet *set) {
-    return (set->product_count ? BLAS_WORKSPACE_BYTES : 0) + DEVICE_SCALAR_BYTES;
-}
-
 static int64_t cpu_extra_bytes(const ProgramSet *set, int threads, Scratchpads *known) {
     int64_t largest = 0;
     for (int i = 0; i < set->product_count; i++) {
@@ -47,7 +42,7 @@ static MemoryTable held_memory(const ProgramSet *set, const Options *options,
                                Scratchpads *known) {
     MemoryTable table = program_memory(set);
     int64_t extra = options->device == DEVICE_CUDA
-                        ? cuda_extra_bytes(set)
+                        ? cuda_own_bytes(set)
                         : cpu_extra_bytes(set, options->threads, known);
     table.workspace += extra;
     table.peak += extra;

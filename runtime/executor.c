@@ -77,10 +77,11 @@ static int64_t arena_size(const ProgramSet *set, const ExecutorOptions *options)
 
 /* What there is to hold, row by row. */
 typedef struct MemoryNeed {
-    int64_t weights, gradients, optimizer, others, inputs, arena, total;
+    int64_t weights, gradients, optimizer, others, inputs, arena, own, total;
 } MemoryNeed;
 
-static MemoryNeed memory_need(const ProgramSet *set, const ExecutorOptions *options) {
+static MemoryNeed memory_need(const Device *device, const ProgramSet *set,
+                              const ExecutorOptions *options) {
     MemoryNeed need = {.arena = arena_size(set, options)};
     int64_t *rows_of_roles[] = {
         [ROLE_WEIGHT] = &need.weights,     [ROLE_COPY] = &need.weights,
@@ -92,8 +93,10 @@ static MemoryNeed memory_need(const ProgramSet *set, const ExecutorOptions *opti
     }
     for (int i = 0; i < set->module->inputs.count; i++)
         need.inputs = saturated_sum(need.inputs, input_bytes(set->module, i));
-    int64_t rows[] = {need.weights, need.gradients, need.optimizer,
-                      need.others,  need.inputs,    need.arena};
+    if (device->own_bytes)
+        need.own = device->own_bytes(set);
+    int64_t rows[] = {need.weights, need.gradients, need.optimizer, need.others,
+                      need.inputs,  need.arena,     need.own};
     for (int i = 0; i < COUNT_OF(rows); i++)
         need.total = saturated_sum(need.total, rows[i]);
     return need;
@@ -108,13 +111,18 @@ static void report_memory(const Module *module, const MemoryNeed *need, int64_t 
     const struct {
         const char *name;
         int64_t bytes;
-    } rows[] = {{"weights", need->weights},     {"gradients", need->gradients},
-                {"optimizer", need->optimizer}, {"tables", need->others},
-                {"inputs", need->inputs},       {"activations and workspace", need->arena}};
+    } rows[] = {{"weights", need->weights},
+                {"gradients", need->gradients},
+                {"optimizer", need->optimizer},
+                {"tables", need->others},
+                {"inputs", need->inputs},
+                {"activations and workspace", need->arena},
+                {"products' workspace and scalars", need->own}};
     for (int i = 0; i < COUNT_OF(rows); i++)
-        note_at(d, (Span){0}, "%s: %s", rows[i].name, bytes_text(rows[i].bytes, size));
+        if (rows[i].bytes)
+            note_at(d, (Span){0}, "%s: %s", rows[i].name, bytes_text(rows[i].bytes, size));
     help(d, "fewer sequences at a time (the first dims of the model, by `-D`), or a plan that "
-            "keeps less");
+            "keeps less: `memory N MiB` in it finds the cheapest that fits");
 }
 
 /* ---- memory ------------------------------------------------------------------------ */
@@ -217,10 +225,20 @@ static void unbind_program(BoundProgram *bound) {
     free(bound->host_values);
 }
 
+/* False after reporting that the device has failed. */
+static bool is_well(Device *device, Diagnostics *diagnostics) {
+    const char *failure = device->failure ? device->failure(device) : NULL;
+    if (failure)
+        error_in_file(diagnostics, device->name, "%s", failure);
+    return !failure;
+}
+
 Executor *executor_new(Device *device, const ProgramSet *set, const ExecutorOptions *options,
                        Diagnostics *diagnostics) {
-    MemoryNeed need = memory_need(set, options);
+    MemoryNeed need = memory_need(device, set, options);
     int64_t available = device->available_bytes(device);
+    if (!is_well(device, diagnostics))
+        return NULL;
     if (need.total > available) {
         report_memory(set->module, &need, available, diagnostics);
         return NULL;
@@ -241,7 +259,8 @@ Executor *executor_new(Device *device, const ProgramSet *set, const ExecutorOpti
         bind_program(executor, &set->programs[i], &executor->programs[i]);
     if (good)
         return executor;
-    report_memory(set->module, &need, device->available_bytes(device), diagnostics);
+    if (is_well(device, diagnostics))
+        report_memory(set->module, &need, device->available_bytes(device), diagnostics);
     executor_free(executor);
     return NULL;
 }
@@ -839,17 +858,9 @@ static void run_recorded(const Executor *executor, BoundProgram *bound) {
     device->replay(device, bound->recording);
 }
 
-static bool report_failure(const Executor *executor, Diagnostics *diagnostics) {
-    Device *device = executor->device;
-    const char *failure = device->failure ? device->failure(device) : NULL;
-    if (failure)
-        error_in_file(diagnostics, device->name, "%s", failure);
-    return !failure;
-}
-
 bool executor_settle(Executor *executor, Diagnostics *diagnostics) {
     executor->device->synchronize(executor->device);
-    return report_failure(executor, diagnostics);
+    return is_well(executor->device, diagnostics);
 }
 
 bool executor_run(Executor *executor, const char *name, const double *scalars,
@@ -867,7 +878,7 @@ bool executor_run(Executor *executor, const char *name, const double *scalars,
         run_recorded(executor, bound);
     else if (!run_steps(executor, bound, diagnostics))
         return false;
-    return report_failure(executor, diagnostics);
+    return is_well(device, diagnostics);
 }
 
 void executor_set_timing(Executor *executor, bool on) {

@@ -48,15 +48,19 @@ static void put_number(Text *out, const char *name, double value) {
                 isfinite(value) ? digits : "null");
 }
 
+static void put_integer(Text *out, const char *name, int64_t value) {
+    text_printf(out, "%s\"%s\":%lld", out->length > 1 ? "," : "", name, (long long)value);
+}
+
 static void put_json(Text *out, const StepFigures *figures) {
     out->length = 0;
     text_puts(out, "{");
-    put_number(out, "step", (double)figures->step);
+    put_integer(out, "step", figures->step);
     put_number(out, "loss", figures->loss);
     put_number(out, "lr", figures->rate);
     put_number(out, "grad_norm", figures->gradient_norm);
     put_number(out, "tokens_per_s", (double)figures->tokens / figures->seconds);
-    put_number(out, "peak_bytes", (double)figures->peak_bytes);
+    put_integer(out, "peak_bytes", figures->peak_bytes);
     if (figures->validated)
         put_number(out, "val_loss", figures->validation_loss);
     for (int i = 0; i < figures->observed_count; i++)

@@ -106,6 +106,9 @@ struct Device {
     const char *name;
     bool on_host; /* its memory is read and written as any other */
     int64_t (*available_bytes)(Device *device); /* that can be had now */
+    /* What load takes for itself, and executors for kernels' scalars; known beforehand.  (NULL: what
+     * load takes is known when it is done, and is small.) */
+    int64_t (*own_bytes)(const ProgramSet *set);
     /* A sentence about the first thing that went wrong; NULL: nothing has.  (NULL: nothing can.) */
     const char *(*failure)(Device *device);
     void *(*allocate)(Device *device, int64_t bytes);            /* zeroed; NULL: no memory */

@@ -358,7 +358,9 @@ static bool run_micro_batches(Training *training, int64_t step) {
         if (!fill_inputs(session, session->data, session->options->order, sample0))
             return false;
         if (!run_function(session, "micro", values)) {
-            report_stop(training, step, "a value", (double)NAN, "the first one is named below");
+            if (session->options->executor.check_nan)
+                report_stop(training, step, "a value", (double)NAN,
+                            "the first one is named below");
             return false;
         }
         if (!check_micro_batch(training, values))

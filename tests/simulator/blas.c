@@ -31,10 +31,10 @@ cublasStatus_t cublasLtCreate(cublasLtHandle_t *handle) {
 static void forget_products(void);
 
 cublasStatus_t cublasLtDestroy(cublasLtHandle_t handle) {
-    CALL(cublasLtDestroy, CUBLAS_STATUS_NOT_SUPPORTED);
     free(handle);
     forget_products();
     count_object(OBJECT_BLAS, -1);
+    CALL(cublasLtDestroy, CUBLAS_STATUS_NOT_SUPPORTED);
     return CUBLAS_STATUS_SUCCESS;
 }
 
@@ -52,6 +52,7 @@ cublasStatus_t cublasLtMatmulDescCreate(cublasLtMatmulDesc_t *operation,
 cublasStatus_t cublasLtMatmulDescDestroy(cublasLtMatmulDesc_t operation) {
     free(operation);
     count_object(OBJECT_BLAS, -1);
+    CALL(cublasLtMatmulDescDestroy, CUBLAS_STATUS_NOT_SUPPORTED);
     return CUBLAS_STATUS_SUCCESS;
 }
 
@@ -84,6 +85,7 @@ cublasStatus_t cublasLtMatrixLayoutCreate(cublasLtMatrixLayout_t *layout, cudaDa
 cublasStatus_t cublasLtMatrixLayoutDestroy(cublasLtMatrixLayout_t layout) {
     free(layout);
     count_object(OBJECT_BLAS, -1);
+    CALL(cublasLtMatrixLayoutDestroy, CUBLAS_STATUS_NOT_SUPPORTED);
     return CUBLAS_STATUS_SUCCESS;
 }
 
@@ -110,6 +112,7 @@ cublasStatus_t cublasLtMatmulPreferenceCreate(cublasLtMatmulPreference_t *prefer
 cublasStatus_t cublasLtMatmulPreferenceDestroy(cublasLtMatmulPreference_t preference) {
     free(preference);
     count_object(OBJECT_BLAS, -1);
+    CALL(cublasLtMatmulPreferenceDestroy, CUBLAS_STATUS_NOT_SUPPORTED);
     return CUBLAS_STATUS_SUCCESS;
 }
 

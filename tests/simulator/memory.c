@@ -98,7 +98,7 @@ CUresult cuMemAlloc_v2(CUdeviceptr *address, size_t bytes) {
 }
 
 CUresult cuMemFree_v2(CUdeviceptr address) {
-    CALL(cuMemFree_v2, CUDA_ERROR_ILLEGAL_ADDRESS);
+    work_off_all(); /* as CUDA does */
     for (int i = 0; i < block_count; i++) {
         if (card_base + (uintptr_t)blocks[i].memory != address)
             continue;
@@ -106,6 +106,7 @@ CUresult cuMemFree_v2(CUdeviceptr address) {
         emulator_unregister(blocks[i].memory);
         free(blocks[i].memory);
         blocks[i] = blocks[--block_count];
+        CALL(cuMemFree_v2, CUDA_ERROR_ILLEGAL_ADDRESS);
         return CUDA_SUCCESS;
     }
     fault("cuMemFree_v2 of %#llx, which is no allocation", address);
@@ -126,13 +127,13 @@ CUresult cuMemHostAlloc(void **memory, size_t bytes, unsigned flags) {
 }
 
 CUresult cuMemFreeHost(void *memory) {
-    CALL(cuMemFreeHost, CUDA_ERROR_ILLEGAL_ADDRESS);
     for (int i = 0; i < pinned_count; i++) {
         if (pinned[i].memory != memory)
             continue;
         free(memory);
         pinned[i] = pinned[--pinned_count];
         count_object(OBJECT_PINNED, -1);
+        CALL(cuMemFreeHost, CUDA_ERROR_ILLEGAL_ADDRESS);
         return CUDA_SUCCESS;
     }
     fault("cuMemFreeHost of what is not pinned");

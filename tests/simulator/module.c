@@ -79,8 +79,8 @@ CUresult cuDevicePrimaryCtxRetain(CUcontext *context, CUdevice device) {
 
 CUresult cuDevicePrimaryCtxRelease_v2(CUdevice device) {
     (void)device;
-    CALL(cuDevicePrimaryCtxRelease_v2, CUDA_ERROR_ILLEGAL_ADDRESS);
     count_object(OBJECT_CONTEXT, -1);
+    CALL(cuDevicePrimaryCtxRelease_v2, CUDA_ERROR_ILLEGAL_ADDRESS);
     return CUDA_SUCCESS;
 }
 
@@ -88,6 +88,8 @@ CUresult cuCtxSetCurrent(CUcontext context) {
     CALL(cuCtxSetCurrent, CUDA_ERROR_ILLEGAL_ADDRESS);
     return context ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }
+
+enum { NVRTC_ERROR_INTERNAL = 11 };
 
 /* ---- NVRTC ---------------------------------------------------------------------------------- */
 
@@ -110,6 +112,7 @@ const char *nvrtcGetErrorString(nvrtcResult result) {
 }
 
 nvrtcResult nvrtcVersion(int *major, int *minor) {
+    CALL(nvrtcVersion, NVRTC_ERROR_INTERNAL);
     *major = 13;
     *minor = 0;
     return NVRTC_SUCCESS;
@@ -118,19 +121,21 @@ nvrtcResult nvrtcVersion(int *major, int *minor) {
 static const int known[] = {75, 80, 86, 89, 90, 100, 120};
 
 nvrtcResult nvrtcGetNumSupportedArchs(int *count) {
+    CALL(nvrtcGetNumSupportedArchs, NVRTC_ERROR_INTERNAL);
     *count = (int)(sizeof known / sizeof *known);
     return NVRTC_SUCCESS;
 }
 
 nvrtcResult nvrtcGetSupportedArchs(int *architectures) {
+    CALL(nvrtcGetSupportedArchs, NVRTC_ERROR_INTERNAL);
     memcpy(architectures, known, sizeof known);
     return NVRTC_SUCCESS;
 }
 
-/* Called by several threads: counted where the run is decided, at compiling. */
 nvrtcResult nvrtcCreateProgram(nvrtcProgram *program, const char *source, const char *name,
                                int header_count, const char *const *headers,
                                const char *const *header_names) {
+    CALL(nvrtcCreateProgram, NVRTC_ERROR_INTERNAL);
     (void)name;
     (void)header_count;
     (void)headers;
@@ -145,6 +150,7 @@ nvrtcResult nvrtcDestroyProgram(nvrtcProgram *program) {
     free((*program)->log);
     free(*program);
     *program = NULL;
+    CALL(nvrtcDestroyProgram, NVRTC_ERROR_INTERNAL);
     return NVRTC_SUCCESS;
 }
 
@@ -167,11 +173,7 @@ nvrtcResult nvrtcCompileProgram(nvrtcProgram program, int option_count,
                                 const char *const *options) {
     char name[512];
     size_t length;
-    bool fails = false;
-#pragma omp critical(simulated_nvrtc)
-    fails = called("nvrtcCompileProgram");
-    if (fails)
-        return NVRTC_ERROR_COMPILATION;
+    CALL(nvrtcCompileProgram, NVRTC_ERROR_COMPILATION);
     for (int i = 0; i < option_count; i++)
         if (strncmp(options[i], "--gpu-architecture=sm_", 22) == 0)
             program->architecture = atoi(options[i] + 22);
@@ -188,21 +190,25 @@ nvrtcResult nvrtcCompileProgram(nvrtcProgram program, int option_count,
 }
 
 nvrtcResult nvrtcGetProgramLogSize(nvrtcProgram program, size_t *bytes) {
+    CALL(nvrtcGetProgramLogSize, NVRTC_ERROR_INTERNAL);
     *bytes = program->log ? strlen(program->log) + 1 : 0;
     return NVRTC_SUCCESS;
 }
 
 nvrtcResult nvrtcGetProgramLog(nvrtcProgram program, char *log) {
+    CALL(nvrtcGetProgramLog, NVRTC_ERROR_INTERNAL);
     strcpy(log, program->log);
     return NVRTC_SUCCESS;
 }
 
 nvrtcResult nvrtcGetCUBINSize(nvrtcProgram program, size_t *bytes) {
+    CALL(nvrtcGetCUBINSize, NVRTC_ERROR_INTERNAL);
     *bytes = sizeof(Image) + strlen(program->source) + 1;
     return NVRTC_SUCCESS;
 }
 
 nvrtcResult nvrtcGetCUBIN(nvrtcProgram program, char *cubin) {
+    CALL(nvrtcGetCUBIN, NVRTC_ERROR_INTERNAL);
     Image *image = (Image *)(void *)cubin;
     memcpy(image->magic, magic, sizeof magic);
     image->architecture = program->architecture;
@@ -266,7 +272,6 @@ CUresult cuModuleLoadData(CUmodule *module, const void *bytes) {
 }
 
 CUresult cuModuleUnload(CUmodule module) {
-    CALL(cuModuleUnload, CUDA_ERROR_ILLEGAL_ADDRESS);
     emulator_unload(module->compiled);
     while (module->functions) {
         struct CUfunc_st *function = module->functions;
@@ -276,6 +281,7 @@ CUresult cuModuleUnload(CUmodule module) {
     free(module->text);
     free(module);
     count_object(OBJECT_MODULE, -1);
+    CALL(cuModuleUnload, CUDA_ERROR_ILLEGAL_ADDRESS);
     return CUDA_SUCCESS;
 }
 

@@ -96,5 +96,6 @@ void uses(Work *work, CUdeviceptr address);
 bool is_capturing(CUstream stream);
 /* Works off everything in a stream. */
 void work_off(CUstream stream);
+void work_off_all(void);
 
 #endif

@@ -12,6 +12,7 @@ typedef struct Queue {
 } Queue;
 
 struct CUstream_st {
+    struct CUstream_st *next;
     Queue queue;
     CUgraph capturing;
 };
@@ -57,7 +58,7 @@ void uses(Work *work, CUdeviceptr address) {
 }
 
 static void run_work(Work *work) {
-    for (int i = 0; i < work->address_count; i++)
+    for (int i = 0; i < work->address_count && !is_broken(); i++)
         if (!work->allocations[i] || work->allocations[i] != allocation_of(work->addresses[i]))
             fault("%s: stale pointer: %#llx is not what it was when this was asked for",
                   work->name, work->addresses[i]);
@@ -67,6 +68,8 @@ static void run_work(Work *work) {
         work->release(work);
 }
 
+static CUstream streams;
+
 static void run_next(CUstream stream) {
     Work work = stream->queue.works[stream->queue.begin++];
     run_work(&work);
@@ -75,6 +78,11 @@ static void run_next(CUstream stream) {
 void work_off(CUstream stream) {
     while (stream->queue.begin < stream->queue.end)
         run_next(stream);
+}
+
+void work_off_all(void) {
+    for (CUstream stream = streams; stream; stream = stream->next)
+        work_off(stream);
 }
 
 bool is_capturing(CUstream stream) {
@@ -101,18 +109,24 @@ CUresult cuStreamCreate(CUstream *stream, unsigned flags) {
     if (flags != CU_STREAM_NON_BLOCKING)
         fault("a stream that waits for the null stream");
     *stream = calloc(1, sizeof **stream);
+    (*stream)->next = streams;
+    streams = *stream;
     count_object(OBJECT_STREAM, 1);
     return CUDA_SUCCESS;
 }
 
 CUresult cuStreamDestroy_v2(CUstream stream) {
-    CALL(cuStreamDestroy_v2, CUDA_ERROR_ILLEGAL_ADDRESS);
     work_off(stream);
+    CUstream *place = &streams;
+    while (*place != stream)
+        place = &(*place)->next;
+    *place = stream->next;
     free(stream->queue.works);
     if (stream->capturing)
         cuGraphDestroy(stream->capturing);
     free(stream);
     count_object(OBJECT_STREAM, -1);
+    CALL(cuStreamDestroy_v2, CUDA_ERROR_ILLEGAL_ADDRESS);
     return CUDA_SUCCESS;
 }
 
@@ -133,11 +147,11 @@ CUresult cuEventCreate(CUevent *event, unsigned flags) {
 }
 
 CUresult cuEventDestroy_v2(CUevent event) {
-    CALL(cuEventDestroy_v2, CUDA_ERROR_ILLEGAL_ADDRESS);
     if (event->pending)
         work_off(event->stream);
     free(event);
     count_object(OBJECT_EVENT, -1);
+    CALL(cuEventDestroy_v2, CUDA_ERROR_ILLEGAL_ADDRESS);
     return CUDA_SUCCESS;
 }
 
@@ -311,17 +325,17 @@ CUresult cuGraphLaunch(CUgraphExec recording, CUstream stream) {
 }
 
 CUresult cuGraphDestroy(CUgraph graph) {
-    CALL(cuGraphDestroy, CUDA_ERROR_ILLEGAL_ADDRESS);
     free(graph->queue.works);
     free(graph);
     count_object(OBJECT_GRAPH, -1);
+    CALL(cuGraphDestroy, CUDA_ERROR_ILLEGAL_ADDRESS);
     return CUDA_SUCCESS;
 }
 
 CUresult cuGraphExecDestroy(CUgraphExec recording) {
-    CALL(cuGraphExecDestroy, CUDA_ERROR_ILLEGAL_ADDRESS);
     free(recording->queue.works);
     free(recording);
     count_object(OBJECT_RECORDING, -1);
+    CALL(cuGraphExecDestroy, CUDA_ERROR_ILLEGAL_ADDRESS);
     return CUDA_SUCCESS;
 }

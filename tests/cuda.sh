@@ -1,0 +1,116 @@
+#!/bin/sh
+# colac on the simulated card (tests/simulator): the CPU's losses and weights, bit for bit, under plans,
+# precisions and a budget; recorded once and replayed, nothing allocated after; the memory that was
+# promised; every call failing once.  Nothing here needs a card, a driver or a toolkit.
+set -u
+BUILD=${BUILD:-build}
+COLAC=$BUILD/colac
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+export COLAC_SIMULATE_OBJECTS=$work/objects
+mkdir "$COLAC_SIMULATE_OBJECTS"
+failed=0
+fail() {
+    echo "$1"
+    failed=1
+}
+field() { # FILE NAME: a number of the report
+    sed -n "s/.*\"$2\":\\([0-9]*\\).*/\\1/p" "$1"
+}
+i=0
+while [ $i -lt 4000 ]; do
+    echo "line $i of a text that is learned: $((i * 7919 % 1000)) and $((i * i % 977))"
+    i=$((i + 1))
+done >"$work/text"
+"$COLAC" data pack "$work/text" -o "$work/data" >"$work/out" || fail "the text was not packed"
+cat >"$work/plans.cola" <<'END'
+use "std.cola"
+plan full { }
+plan budget { memory 36 MiB }
+END
+
+on_card() { # SETTINGS ARGUMENTS…
+    settings=$1
+    shift
+    LD_LIBRARY_PATH=$BUILD/tests/simulated COLAC_SIMULATE=report=$work/report,$settings "$COLAC" "$@"
+}
+small="models/llama.cola --preset nano -D B=2 -D S=32 -D L=2 -D D=48 -D F=128 -D H=2 -D batch=4 --recipe $work/recipe.cola:two"
+cat >"$work/recipe.cola" <<'END'
+recipe two { optimizer adamw(lr = 1e-2)
+             clip 0.5
+             batch 4
+             steps 5 }
+END
+
+# ---- the same bits ---------------------------------------------------------------------------
+same() { # NAME SETTINGS ARGUMENTS…
+    name=$1 settings=$2
+    shift 2
+    rm -rf "$work/cpu" "$work/card"
+    "$COLAC" train $small "$@" --data "$work/data" --out "$work/cpu" --json >"$work/cpu.log" 2>"$work/errors" ||
+        fail "$name: the CPU's run failed: $(cat "$work/errors")"
+    on_card "$settings" train $small "$@" --device cuda --data "$work/data" --out "$work/card" --json \
+        >"$work/card.log" 2>"$work/errors" || fail "$name: $(cat "$work/errors")"
+    cmp -s "$work/cpu/weights.safetensors" "$work/card/weights.safetensors" || fail "$name: other weights"
+    for log in cpu card; do
+        sed 's/"tokens_per_s":[^,]*,\|"peak_bytes":[0-9]*,*\|"compile_s":[^}]*//g' "$work/$log.log" >"$work/$log.numbers"
+    done
+    cmp -s "$work/cpu.numbers" "$work/card.numbers" || fail "$name: other losses"
+    [ "$(wc -l <"$work/card.log")" = 6 ] || fail "$name: $(wc -l <"$work/card.log") lines, not 5 updates and an end"
+    [ "$(field "$work/report" recorded)" = 3 ] || fail "$name: recorded $(field "$work/report" recorded) times"
+    [ "$(field "$work/report" allocations_after_replay)" = 0 ] || fail "$name: memory was allocated after step 1"
+    for left in live_bytes modules streams events graphs recordings pinned contexts blas; do
+        [ "$(field "$work/report" $left)" = 0 ] || fail "$name: $(field "$work/report" $left) $left were not given back"
+    done
+    promised=$("$COLAC" check $small "$@" --device cuda --json | sed -n 's/.*"peak": *\([0-9]*\).*/\1/p')
+    used=$(field "$work/report" peak_bytes)
+    [ "$promised" = "$used" ] || fail "$name: $promised bytes promised, $used used"
+}
+for precision in f32 bf16; do
+    for plan in full cola cola_m cola_lean; do
+        same "$plan, $precision" seed=0 --plan $plan --precision $precision
+    done
+done
+same "a budget" seed=3 --plan "$work/plans.cola:budget"
+same "other interleavings" seed=5 --plan cola_m
+
+# ---- what is not there ------------------------------------------------------------------------
+refused() { # WORDS SETTINGS ARGUMENTS…
+    words=$1 settings=$2
+    shift 2
+    on_card "$settings" train $small "$@" --data "$work/data" --out "$work/none" >"$work/out" 2>"$work/errors"
+    code=$?
+    [ $code = 1 ] || fail "$settings $*: exit $code, not 1"
+    grep -q "$words" "$work/errors" || fail "$settings $*: no \`$words\` in: $(cat "$work/errors")"
+    [ ! -e "$work/none" ] || fail "$settings $*: something was written"
+}
+refused "the driver shows no card" cards=0 --device cuda
+refused "for CUDA 11.8, and colac needs one for 12.0" version=11080 --device cuda
+refused "is of architecture sm_80, not sm_90" card=sm_80 --device cuda:sm_90
+refused "does not know the architecture sm_70" card=sm_70 --device cuda
+refused "MiB of memory, and 2.0 MiB are available" memory=2097152 --device cuda
+
+# ---- every call fails once, at first and later ------------------------------------------------
+tiny="models/mlp.cola --preset nano -D B=4 --device cuda --data $work/data"
+on_card seed=0 train $tiny --steps 2 --out "$work/kept" >"$work/out" 2>&1 || fail "the tiny run failed"
+cp "$work/kept/weights.safetensors" "$work/before"
+export COLAC_CACHE=$work/cache
+on_card seed=0 train $tiny --steps 2 --out "$work/other" >"$work/out" 2>&1 || fail "the tiny run failed"
+sed 's/.*"calls":{//; s/[}"]//g; s/,/\n/g' "$work/report" >"$work/calls"
+[ "$(wc -l <"$work/calls")" -ge 50 ] || fail "only $(wc -l <"$work/calls") functions are called"
+fails() { # NAME N
+    case $1 in nvrtc*) rm -rf "$COLAC_CACHE" ;; esac
+    on_card "fail=$1:$2" train $tiny --steps 2 --out "$work/kept" >"$work/out" 2>"$work/errors"
+    code=$?
+    [ $code = 1 ] || fail "$1, call $2 fails: exit $code: $(cat "$work/errors")"
+    [ "$(grep -c ': error: ' "$work/errors")" = 1 ] || fail "$1, call $2 fails: $(cat "$work/errors")"
+    cmp -s "$work/before" "$work/kept/weights.safetensors" || fail "$1, call $2 fails: the weights are not whole"
+    for left in modules streams events graphs recordings pinned contexts blas; do
+        [ "$(field "$work/report" $left)" = 0 ] || fail "$1, call $2 fails: $left are not given back"
+    done
+}
+while IFS=: read -r name count; do
+    fails "$name" 1
+    [ "$count" -lt 2 ] || fails "$name" $((count / 2 + 1))
+done <"$work/calls"
+exit $failed
