@@ -19,7 +19,7 @@ EMBEDDED = frontend/std.cola codegen/prelude.h codegen/prelude_c.h cuda/prelude_
 EMBEDDED_OBJECTS = $(patsubst %,$(BUILD)/%.embed.o,$(wildcard $(EMBEDDED)))
 TESTS = $(patsubst tests/%.c,%,$(wildcard tests/test_*.c))
 
-.PHONY: all tests test demo format lint asan golden test-long bench docs clean
+.PHONY: all tests test gpu-test gpu-bench demo format lint asan golden test-long bench docs clean
 all: $(BUILD)/colac
 
 # Missing Debian packages are installed (or the line to run is printed) before anything is built.
@@ -95,6 +95,12 @@ asan:
 golden: tests
 	@GOLDEN=write tests/run $(BUILD)
 	@git diff --stat -- tests/golden docs
+
+# For a machine with a card (docs/cuda.md): whether it computes what the CPU does; how fast.
+gpu-test: $(BUILD)/colac
+	@tests/gpu $(BUILD)
+gpu-bench: $(BUILD)/colac
+	@bench/gpu $(BUILD)
 
 demo: $(BUILD)/colac | $(BUILD)/.packages-demo
 	@tools/demo $(BUILD)
