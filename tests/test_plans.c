@@ -376,7 +376,7 @@ static long run_allocations(const Sized *model, const char *data, const char *ou
                             .steps = steps,
                             .order = ORDER_SHUFFLED,
                             .json = true,
-                            .threads = 1};
+                            .device = {device_cpu_open, 1}};
     watch(true);
     int code = train(planned.compilation, planned.set, &options, planned.diagnostics);
     watch(false);
