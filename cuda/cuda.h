@@ -8,6 +8,7 @@
  *   cubin.c         CUDA C -> cubins by NVRTC, with a cache keyed by content
  *   blas.c          matrix products through cuBLASLt
  *   device.c        a card behind the runtime's device table
+ *   cards.c         what is known of a card; its rows are cards.def
  *
  * Nothing here is linked against CUDA, and nothing is needed to build it but a C compiler.
  */
@@ -168,5 +169,28 @@ int64_t cuda_own_bytes(const ProgramSet *set);
  * `architecture`: 0, or what the user asked for, which must be the card's.  NULL after reporting: no
  * driver, no card, another architecture. */
 Device *device_cuda_open(CudaArchitecture architecture, Diagnostics *diagnostics);
+
+/* ---- cards.c -------------------------------------------------------------------------------
+ * Figures that the makers publish, and where they stand, in cards.def. */
+typedef struct Card {
+    const char *name;  /* a100 */
+    const char *title; /* NVIDIA A100 SXM 80 GB */
+    CudaArchitecture architecture;
+    int processors;           /* streaming multiprocessors */
+    int64_t memory_bytes;     /* that a program can have */
+    int64_t cache_bytes;      /* second level */
+    double bandwidth;         /* of the memory, B/s */
+    double f32_flops;         /* outside tensor cores, FLOP/s */
+    double tf32_flops, bf16_flops; /* of tensor cores, dense, FLOP/s */
+    int processor_threads, processor_blocks; /* that one holds at a time */
+    int processor_shared_bytes;
+} Card;
+int card_count(void);
+const Card *card_at(int index);
+const Card *card_find(const char *name); /* NULL */
+/* The first of an architecture; NULL. */
+const Card *card_of_architecture(CudaArchitecture architecture);
+/* Blocks of a launch that a processor holds at a time, given what the compiler says. */
+int card_resident_blocks(const Card *card, const Launch *launch, const KernelResources *resources);
 
 #endif

@@ -81,15 +81,25 @@ static void list_launches(const ProgramSet *set, Launches *launches, Names *name
     }
 }
 
-static void report_launches(const Launches *launches, const CubinResult *result, Text *out) {
-    text_printf(out, "\n%9s %7s %9s %9s %7s  %s\n", "blocks", "threads", "registers",
-                "shared B", "spill B", "kernel");
+/* Occupancy: of the threads that a processor can hold, those that it does. */
+static void report_launches(const Launches *launches, const CubinResult *result,
+                            CudaArchitecture architecture, Text *out) {
+    const Card *card = card_of_architecture(architecture);
+    if (card)
+        text_printf(out, "\noccupancy: of a processor of %s\n", card->title);
+    text_printf(out, "\n%9s %7s %9s %9s %7s %9s  %s\n", "blocks", "threads", "registers",
+                "shared B", "spill B", "occupancy", "kernel");
     for (int64_t i = 0; i < launches->count; i++) {
         const Launch *launch = &launches->data[i];
         const KernelResources *r = &result->resources[i];
-        text_printf(out, "%9lld %7d %9d %9d %7d  %s\n", (long long)launch->blocks,
-                    launch->threads * launch->teams, r->registers, r->shared_bytes,
-                    r->spill_bytes, launch->name);
+        int threads = launch->threads * launch->teams;
+        char occupancy[16] = "";
+        if (card)
+            snprintf(occupancy, sizeof occupancy, "%d%%",
+                     100 * threads * card_resident_blocks(card, launch, r) /
+                         card->processor_threads);
+        text_printf(out, "%9lld %7d %9d %9d %7d %9s  %s\n", (long long)launch->blocks, threads,
+                    r->registers, r->shared_bytes, r->spill_bytes, occupancy, launch->name);
     }
 }
 
@@ -117,7 +127,7 @@ static bool write_cubins(const ProgramSet *set, CudaArchitecture architecture, S
     }
     *compile_seconds = result ? result->seconds : 0;
     if (result)
-        report_launches(&launches, result, table);
+        report_launches(&launches, result, architecture, table);
     fine = fine && result;
     cubin_free(result);
     for (int i = 0; i < SOURCE_PARTS; i++)
