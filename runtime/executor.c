@@ -45,6 +45,12 @@ struct Executor {
     char *arena;
     char *scalars;        /* in the device's memory, unless that is the host's: all programs' */
     int64_t scalar_bytes; /* so far */
+    struct Mirror {
+        const State *state; /* whose values it has; NULL */
+        float *values;
+        int64_t capacity; /* elements */
+        bool changed;     /* the device has other values */
+    } * mirror;
     int64_t bytes;
     BoundProgram *programs; /* [set->program_count] */
     struct Fetched {
@@ -249,6 +255,7 @@ Executor *executor_new(Device *device, const ProgramSet *set, const ExecutorOpti
     executor->device = device;
     executor->set = set;
     executor->options = *options;
+    executor->mirror = checked_alloc(sizeof *executor->mirror);
     executor->programs = checked_alloc((size_t)set->program_count * sizeof *executor->programs);
     bool good = allocate_all(executor);
     int64_t metric_bytes =
@@ -280,6 +287,8 @@ void executor_free(Executor *executor) {
     device->release(device, executor->scalars);
     for (int i = 0; i < FETCH_PLACES; i++)
         free(executor->fetched[i].metrics);
+    free(executor->mirror->values);
+    free(executor->mirror);
     free(executor->slabs);
     free(executor->inputs);
     free(executor->programs);
@@ -358,13 +367,10 @@ static uint16_t bf16_of(float value) {
     return (uint16_t)((bits + 0x7FFFu + (bits >> 16 & 1u)) >> 16);
 }
 
-/* A state's memory where the host can reach it: itself, or a copy that is given back. */
+/* A state's memory where the host can reach it: itself, or the executor's mirror of it. */
 typedef struct StateMemory {
-    const State *state;
     float *values;
     uint16_t *copy; /* of a weight that has one: its values rounded; NULL */
-    bool on_device; /* `values` is a copy */
-    Floats floats;
 } StateMemory;
 
 /* Where the copy of a weight lies; NULL where it has none. */
@@ -383,39 +389,59 @@ static int64_t memory_elements(const Executor *executor, const State *state) {
     return type_elements(executor->set->module, state_type(state));
 }
 
-static void open_memory(const Executor *executor, const State *state, StateMemory *memory) {
+/* Gives a changed mirror's values back to the device, and to the weight's copy there. */
+static void flush_mirror(const Executor *executor) {
+    struct Mirror *mirror = executor->mirror;
     Device *device = executor->device;
-    memory->state = state;
-    memory->on_device = !device->on_host;
-    memory->values = (float *)(void *)state_memory(executor, state);
-    memory->copy = (uint16_t *)(void *)copy_memory(executor, state);
-    if (!memory->on_device)
+    if (!mirror->changed)
         return;
-    int64_t count = memory_elements(executor, state);
-    device->copy_out(device, floats_begin(&memory->floats, count), memory->values,
-                     element_bytes(count));
-    memory->values = memory->floats.data;
-    memory->copy = NULL;
+    int64_t count = memory_elements(executor, mirror->state);
+    char *copy = copy_memory(executor, mirror->state);
+    device->copy_in(device, state_memory(executor, mirror->state), mirror->values,
+                    element_bytes(count));
+    mirror->changed = false;
+    if (!copy)
+        return;
+    uint16_t *rounded = checked_alloc((size_t)count * sizeof *rounded);
+    for (int64_t i = 0; i < count; i++)
+        rounded[i] = bf16_of(mirror->values[i]);
+    device->copy_in(device, copy, rounded, count * (int64_t)sizeof *rounded);
+    free(rounded);
 }
 
-/* `changed`: its values go back to the device, and to the weight's copy there. */
-static void close_memory(const Executor *executor, StateMemory *memory, bool changed) {
-    if (!memory->on_device)
-        return;
+/* From here on the device's values may be others. */
+static void leave_mirror(const Executor *executor) {
+    flush_mirror(executor);
+    executor->mirror->state = NULL;
+}
+
+/* States are read and written in blocks, but copied from and to a device whole: once for all blocks
+ * that follow each other. */
+static void load_mirror(const Executor *executor, const State *state) {
+    struct Mirror *mirror = executor->mirror;
     Device *device = executor->device;
-    int64_t count = memory_elements(executor, memory->state);
-    char *copy = copy_memory(executor, memory->state);
-    if (changed)
-        device->copy_in(device, state_memory(executor, memory->state), memory->values,
-                        element_bytes(count));
-    if (changed && copy) {
-        uint16_t *rounded = checked_alloc((size_t)count * sizeof *rounded);
-        for (int64_t i = 0; i < count; i++)
-            rounded[i] = bf16_of(memory->values[i]);
-        device->copy_in(device, copy, rounded, count * (int64_t)sizeof *rounded);
-        free(rounded);
+    if (mirror->state == state)
+        return;
+    leave_mirror(executor);
+    int64_t count = memory_elements(executor, state);
+    if (count > mirror->capacity) {
+        free(mirror->values);
+        mirror->values = checked_alloc((size_t)count * sizeof *mirror->values);
+        mirror->capacity = count;
     }
-    floats_end(&memory->floats);
+    device->copy_out(device, mirror->values, state_memory(executor, state),
+                     element_bytes(count));
+    mirror->state = state;
+}
+
+/* `writes`: its values will be changed. */
+static StateMemory open_memory(const Executor *executor, const State *state, bool writes) {
+    if (executor->device->on_host)
+        return (StateMemory){(float *)(void *)state_memory(executor, state),
+                             (uint16_t *)(void *)copy_memory(executor, state)};
+    load_mirror(executor, state);
+    executor->mirror->changed |= writes;
+    return (StateMemory){executor->mirror->values, NULL};
 }
 
 /* Of the arrangement's elements from `first` on, those of one row, at most `left`: how many, and
@@ -475,13 +501,11 @@ void executor_read_block(const Executor *executor, StateId id, StateBlock block,
     const Module *module = executor->set->module;
     Arrangement a = arrange_declared(module, &module->states.data[id]);
     int64_t width = whole_state(module, id).columns;
-    StateMemory memory;
-    open_memory(executor, &module->states.data[id], &memory);
+    StateMemory memory = open_memory(executor, &module->states.data[id], false);
 #pragma omp parallel for if (block.rows > 1)
     for (int64_t row = 0; row < block.rows; row++)
         gather(&memory, &a, (block.first_row + row) * width + block.first_column, block.columns,
                values + row * block.columns);
-    close_memory(executor, &memory, false);
 }
 
 void executor_write_block(Executor *executor, StateId id, StateBlock block,
@@ -489,13 +513,11 @@ void executor_write_block(Executor *executor, StateId id, StateBlock block,
     const Module *module = executor->set->module;
     Arrangement a = arrange_declared(module, &module->states.data[id]);
     int64_t width = whole_state(module, id).columns;
-    StateMemory memory;
-    open_memory(executor, &module->states.data[id], &memory);
+    StateMemory memory = open_memory(executor, &module->states.data[id], true);
 #pragma omp parallel for if (block.rows > 1)
     for (int64_t row = 0; row < block.rows; row++)
         scatter(&memory, &a, (block.first_row + row) * width + block.first_column,
                 block.columns, values + row * block.columns);
-    close_memory(executor, &memory, true);
 }
 
 void executor_read_state(const Executor *executor, StateId id, float *values) {
@@ -567,8 +589,7 @@ static void initialize_state(Executor *executor, StateId id, uint64_t seed) {
     const State *state = &module->states.data[id];
     Arrangement a = arrange_declared(module, state);
     int64_t count = a.rows * a.row;
-    StateMemory memory;
-    open_memory(executor, state, &memory);
+    StateMemory memory = open_memory(executor, state, true);
 #pragma omp parallel for
     for (int64_t block = 0; block <= (count - 1) / INITIAL_BLOCK; block++) {
         float values[INITIAL_BLOCK];
@@ -576,7 +597,6 @@ static void initialize_state(Executor *executor, StateId id, uint64_t seed) {
         initial_block(state, seed, begin, size, values);
         scatter(&memory, &a, begin, size, values);
     }
-    close_memory(executor, &memory, true);
 }
 
 /* Tables: `init` in double, each value rounded once. */
@@ -594,13 +614,11 @@ static void initialize_tables(Executor *executor) {
         Type type = state_type(state);
         Arrangement a = arrange(module, state, type.axes, type.rank);
         const double *computed = interp_state(interp, id);
-        StateMemory memory;
-        open_memory(executor, state, &memory);
+        StateMemory memory = open_memory(executor, state, true);
         for (int64_t i = 0; i < a.rows * a.row; i++) {
             float value = (float)computed[i];
             scatter(&memory, &a, i, 1, &value);
         }
-        close_memory(executor, &memory, true);
     }
     interp_free(interp);
 }
@@ -609,6 +627,7 @@ static void initialize_tables(Executor *executor) {
 void executor_initialize(Executor *executor, uint64_t seed) {
     const ProgramSet *set = executor->set;
     Device *device = executor->device;
+    leave_mirror(executor);
     for (int i = 0; i < set->slabs.count; i++)
         device->zero(device, executor->slabs[i], slab_bytes(&set->slabs.data[i]));
     for (StateId id = 0; id < set->module->states.count; id++) {
@@ -631,6 +650,7 @@ double executor_metric(const Executor *executor, const char *path) {
     if (id < 0)
         internal_error("no metric is named %s", path);
     float value = 0;
+    flush_mirror(executor);
     executor->device->copy_out(executor->device, &value,
                                state_memory(executor, &module->states.data[id]), sizeof value);
     return (double)value;
@@ -648,6 +668,7 @@ void executor_fetch_metrics(Executor *executor, int place) {
     char *memory;
     int64_t bytes = slab_bytes(metric_slab(executor, &memory));
     INTERNAL_CHECK(bytes <= FETCH_BYTES);
+    flush_mirror(executor);
     fetched->arrived = device->on_host;
     if (device->on_host)
         memcpy(fetched->metrics, memory, (size_t)bytes);
@@ -859,6 +880,7 @@ static void run_recorded(const Executor *executor, BoundProgram *bound) {
 }
 
 bool executor_settle(Executor *executor, Diagnostics *diagnostics) {
+    flush_mirror(executor);
     executor->device->synchronize(executor->device);
     return is_well(executor->device, diagnostics);
 }
@@ -867,6 +889,7 @@ bool executor_run(Executor *executor, const char *name, const double *scalars,
                   Diagnostics *diagnostics) {
     Device *device = executor->device;
     BoundProgram *bound = find_bound(executor, name);
+    leave_mirror(executor);
     if (executor->options.poison)
         poison_arena(executor);
     compute_scalars(bound, scalars);
