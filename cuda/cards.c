@@ -1,7 +1,8 @@
 /* cuda/cards.c: what is known of a card, and how much of a kernel it holds at a time. */
 #include "cuda/cuda.h"
 
-enum { REGISTERS = 65536, REGISTER_UNIT = 256 }; /* of a processor; given to a warp at a time */
+enum { REGISTERS = 65536, QUARTERS = 4 }; /* of a processor; each quarter keeps whole warps */
+enum { REGISTER_UNIT = 256 };             /* given to a warp at a time */
 enum {
     SHARED_UNIT = 128,
     SHARED_RESERVED = 1024
@@ -14,7 +15,7 @@ static const Card cards[] = {
      title,                                                                                    \
      architecture,                                                                             \
      processors,                                                                               \
-     (int64_t)(gib) << 30,                                                                     \
+     (int64_t)((double)(gib) * (1 << 30)),                                                     \
      (int64_t)(cache) << 20,                                                                   \
      (bandwidth)*1e9,                                                                          \
      (f32)*1e12,                                                                               \
@@ -55,13 +56,13 @@ static int units(int amount, int unit) {
 
 int card_resident_blocks(const Card *card, const Launch *launch,
                          const KernelResources *resources) {
-    int threads = units(launch->threads * launch->teams, WARP_THREADS);
-    int registers =
-        threads / WARP_THREADS * units(resources->registers * WARP_THREADS, REGISTER_UNIT);
+    int warps = units(launch->threads * launch->teams, WARP_THREADS) / WARP_THREADS;
+    int registers = units(resources->registers * WARP_THREADS, REGISTER_UNIT);
     int shared = units(resources->shared_bytes, SHARED_UNIT) + SHARED_RESERVED;
     int most = card->processor_blocks;
-    const int limits[] = {card->processor_threads / threads,
-                          registers ? REGISTERS / registers : most,
+    const int limits[] = {card->processor_threads / WARP_THREADS / warps,
+                          registers ? REGISTERS / QUARTERS / registers * QUARTERS / warps
+                                    : most,
                           card->processor_shared_bytes / shared};
     for (int i = 0; i < COUNT_OF(limits); i++)
         most = limits[i] < most ? limits[i] : most;

@@ -9,6 +9,7 @@
  *   blas.c          matrix products through cuBLASLt
  *   device.c        a card behind the runtime's device table
  *   cards.c         what is known of a card; its rows are cards.def
+ *   roofline.c      the time of a training step on a card, from the program alone: a prediction
  *
  * Nothing here is linked against CUDA, and nothing is needed to build it but a C compiler.
  */
@@ -192,5 +193,29 @@ const Card *card_find(const char *name); /* NULL */
 const Card *card_of_architecture(CudaArchitecture architecture);
 /* Blocks of a launch that a processor holds at a time, given what the compiler says. */
 int card_resident_blocks(const Card *card, const Launch *launch, const KernelResources *resources);
+
+/* ---- roofline.c ----------------------------------------------------------------------------
+ * A *prediction*: nobody has measured it.  What the time of a step is made of, and with which
+ * constants (the share of a peak that a good kernel gets, the cost of a launch in a graph, …), is said
+ * at their place, each with its source; none is fitted to the published times that
+ * tests/test_roofline.c holds the model to.
+ *
+ *   product   the larger of arithmetic, in whole rounds of output tiles over the processors, and memory
+ *             traffic; for each call of the library
+ *   kernel    for each launch the larger of bytes moved / bandwidth, where there are threads enough to
+ *             ask for them, and arithmetic
+ *   copy, zero   bytes / bandwidth
+ *
+ * and for each launch what a kernel of a graph costs.  Memory that was touched a moment ago, and fits
+ * the cache with all that was touched since, is faster. */
+/* As predict_step (runtime.h), on a card; `set` was emitted with CUDA_LOCAL_BYTES. */
+Prediction card_predict_step(const Card *card, const ProgramSet *set, int64_t micro_batches);
+/* Of each step of a program, into seconds[step_count]. */
+void card_predict_program(const Card *card, const ProgramSet *set, const Program *program,
+                          double *seconds);
+/* What the steps of a program that is not ours are made of: a product, and a kernel that does little
+ * but move so many bytes; from memory, and with its launch. */
+double card_product_seconds(const Card *card, const Product *product);
+double card_pass_seconds(const Card *card, double bytes);
 
 #endif

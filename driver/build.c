@@ -173,6 +173,7 @@ static void report(const Options *options, const Compiled *compiled, double comp
                    Text *out) {
     const ProgramSet *set = compiled->programs;
     char buffer[32];
+    const Card *card = card_of_architecture(options->architecture);
     text_printf(out, "%s%s%s%s%s\n\n", options->request.path,
                 options->request.preset ? ", preset " : "",
                 options->request.preset ? options->request.preset : "",
@@ -198,6 +199,11 @@ static void report(const Options *options, const Compiled *compiled, double comp
                     bytes_text(set->programs[i].arena_bytes, buffer));
     MemoryTable memory = planned_memory(compiled, options);
     text_printf(out, "peak memory         %s B\n", with_commas(memory.peak, buffer));
+    if (cuda && card)
+        text_printf(out,
+                    "one micro-batch and update on %s: %.4g s, a prediction that nobody has "
+                    "measured\n",
+                    card->title, card_predict_step(card, set, 1).seconds);
 }
 
 /* Everything, or, after reporting, nothing. */

@@ -108,6 +108,7 @@ bool needs_cpu(const Options *options);
 int finish(Diagnostics *diagnostics);
 
 /* ---- figures.c ----------------------------------------------------------------------------- */
+enum { MAX_CARDS = 3 };
 typedef struct Figures {
     int64_t parameters, low_rank; /* low_rank: of blocks that `factorize` placed */
     FlopTable flops;              /* a token */
@@ -117,6 +118,9 @@ typedef struct Figures {
     double attention_executed;    /* the same as the program runs them */
     MemoryTable memory;
     double predicted;             /* seconds of a training step; 0: not predicted */
+    int card_count;               /* cards that it is predicted for, and for each */
+    const Card *cards[MAX_CARDS];
+    double on_card[MAX_CARDS];    /* seconds of a training step, which nobody has measured */
     int kernels, dots, copies;
 } Figures;
 Figures figures_of(const Compiled *compiled, const Options *options);

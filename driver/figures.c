@@ -132,6 +132,12 @@ void print_figures_json(const Figures *figures, const char *plan) {
                   figures->kernels, "dots", figures->dots, "copies", figures->copies));
     if (figures->predicted > 0)
         json_object_set_new(object, "predicted_step_s", json_real(figures->predicted));
+    if (figures->card_count) {
+        json_t *cards = json_object();
+        for (int i = 0; i < figures->card_count; i++)
+            json_object_set_new(cards, figures->cards[i]->name, json_real(figures->on_card[i]));
+        json_object_set_new(object, "predicted_step_s_on", cards);
+    }
     print_json_object(object);
 }
 

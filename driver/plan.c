@@ -262,14 +262,30 @@ static void explain(const Options *options, const Compiled *compiled, const Figu
 static const double SECONDS_OF_ALL = 0.6, SECONDS_OF_ONE = 0.3;
 
 typedef struct Predictor {
-    MachineProfile *machine; /* NULL: nothing is predicted */
-    double seconds;          /* to time the products of one plan */
+    MachineProfile *machine; /* NULL: nothing is predicted for this machine */
+    int card_count;
+    const Card *cards[MAX_CARDS];
+    double seconds; /* to time the products of one plan */
 } Predictor;
 
+/* The card that stands for an architecture, or where none is named, those that most have. */
+static void find_cards(Predictor *predictor, CudaArchitecture architecture) {
+    static const char *const usual[MAX_CARDS] = {"a100", "h100", "b200"};
+    for (int i = 0; i < MAX_CARDS && !architecture; i++)
+        predictor->cards[predictor->card_count++] = card_find(usual[i]);
+    const Card *card = architecture ? card_of_architecture(architecture) : NULL;
+    if (card)
+        predictor->cards[predictor->card_count++] = card;
+}
+
 static Predictor predictor_new(const Options *options, int64_t plans) {
-    Predictor predictor = {NULL, SECONDS_OF_ALL / (double)plans};
-    if (options->no_predict || options->explain || options->device == DEVICE_CUDA)
+    Predictor predictor = {.seconds = SECONDS_OF_ALL / (double)plans};
+    if (options->no_predict || options->explain)
         return predictor;
+    if (options->device == DEVICE_CUDA) {
+        find_cards(&predictor, options->architecture);
+        return predictor;
+    }
     if (options->threads)
         omp_set_num_threads(options->threads);
     predictor.machine = machine_profile_new();
@@ -279,15 +295,21 @@ static Predictor predictor_new(const Options *options, int64_t plans) {
 }
 
 /* Of a training step: the recipe's micro-batches and the update. */
-static double predicted_seconds(const Predictor *predictor, const Compiled *compiled) {
+static void predict(const Predictor *predictor, const Compiled *compiled, Figures *figures) {
     const Compilation *compilation = compiled->compilation;
-    if (!predictor->machine)
-        return 0;
+    const ProgramSet *set = compiled->programs;
     int64_t micro_batches = compilation->recipe.batch / compilation->sequences;
-    machine_profile_products(predictor->machine, compiled->programs, predictor->seconds);
-    return predict_step(predictor->machine, compiled->programs,
-                        micro_batches > 1 ? micro_batches : 1)
-        .seconds;
+    micro_batches = micro_batches > 1 ? micro_batches : 1;
+    if (predictor->machine) {
+        machine_profile_products(predictor->machine, set, predictor->seconds);
+        figures->predicted = predict_step(predictor->machine, set, micro_batches).seconds;
+    }
+    figures->card_count = predictor->card_count;
+    for (int i = 0; i < predictor->card_count; i++) {
+        figures->cards[i] = predictor->cards[i];
+        figures->on_card[i] =
+            card_predict_step(predictor->cards[i], set, micro_batches).seconds;
+    }
 }
 
 static const char *seconds_text(double seconds, char buffer[32]) {
@@ -308,13 +330,19 @@ typedef struct Table {
 
 static void print_head(const Options *options, const Table *table) {
     const Request *request = &options->request;
-    bool predicted = table->predictor.machine != NULL;
-    printf("%s%s%s: FLOPs a token, products; bytes%s of a training step\n", request->path,
+    const Predictor *predictor = &table->predictor;
+    bool predicted = predictor->machine != NULL;
+    printf("%s%s%s: FLOPs a token, products; bytes%s of a training step%s\n", request->path,
            request->preset ? ", preset " : "", request->preset ? request->preset : "",
-           predicted ? " and predicted time" : "");
-    printf("  %-*s %10s %9s %9s %9s %9s %9s %9s %5s %10s %10s%s\n", table->name_width, "plan",
+           predicted ? " and predicted time" : "",
+           predictor->card_count ? "; its time on cards: a prediction, nobody has measured it"
+                                 : "");
+    printf("  %-*s %10s %9s %9s %9s %9s %9s %9s %5s %10s %10s%s", table->name_width, "plan",
            "parameters", "low rank", "forward", "backward", "recompute", "head", "all", "ratio",
            "kept", "peak", predicted ? "  predicted" : "");
+    for (int i = 0; i < predictor->card_count; i++)
+        printf(" %10s", predictor->cards[i]->name);
+    putchar('\n');
 }
 
 static void print_row(const Table *table, const char *name, const Figures *figures) {
@@ -330,6 +358,8 @@ static void print_row(const Table *table, const char *name, const Figures *figur
            memory_text(figures->memory.peak, peak));
     if (figures->predicted > 0)
         printf(" %10s", seconds_text(figures->predicted, seconds));
+    for (int i = 0; i < figures->card_count; i++)
+        printf(" %10s", seconds_text(figures->on_card[i], seconds));
     putchar('\n');
 }
 
@@ -354,7 +384,7 @@ static bool show_plan(const Options *options, const char *name, Table *table) {
     bool fine = compile_programs(&compiled, &own, true);
     if (fine) {
         Figures figures = figures_of(&compiled, options);
-        figures.predicted = predicted_seconds(&table->predictor, &compiled);
+        predict(&table->predictor, &compiled, &figures);
         if (table->first.parameters == 0)
             table->first = figures;
         if (options->explain)

@@ -74,6 +74,14 @@ done
 same "a budget" seed=3 --plan "$work/plans.cola:budget"
 same "other interleavings" seed=5 --plan cola_m
 
+# ---- predictions say that they are such ----------------------------------------------------------
+"$COLAC" plan models/llama.cola --preset 7b --plan full,cola --precision bf16 --device cuda >"$work/out" ||
+    fail "plan --device cuda failed"
+grep -q "a prediction, nobody has measured it" "$work/out" || fail "a prediction that does not say so"
+grep -q "a100 *h100 *b200$" "$work/out" || fail "no columns of cards: $(cat "$work/out")"
+"$COLAC" plan models/llama.cola --preset 60m --plan cola --device cuda:sm_90 --json >"$work/out"
+grep -q '"predicted_step_s_on":{"h100":0\.0' "$work/out" || fail "no prediction in: $(cat "$work/out")"
+
 # ---- what is not there ------------------------------------------------------------------------
 refused() { # WORDS SETTINGS ARGUMENTS…
     words=$1 settings=$2

@@ -19,6 +19,11 @@ static void cards_are_sane(void **state) {
         assert_true(card->bandwidth > 5e11 && card->bandwidth < 1e13);
         assert_int_equal(card_of_architecture(card->architecture)->architecture,
                          card->architecture);
+        assert_true(card->memory_bytes > (int64_t)20 << 30 && card->cache_bytes < 1 << 28);
+        /* The clock that the f32 peak says: 64 lanes in a processor of A100, 128 in the others. */
+        double lanes = card->architecture == 80 ? 64 : 128;
+        double clock = card->f32_flops / 2 / lanes / card->processors;
+        assert_true(clock > 1.3e9 && clock < 2.7e9);
     }
     assert_null(card_find("voodoo"));
     assert_null(card_of_architecture(42));
@@ -38,9 +43,17 @@ static void blocks_at_a_time(void **state) {
         {"a100", 256, 40, 0, 6},  /* 10,240 registers a block */
         {"a100", 128, 33, 0, 12}, /* a warp gets 5 x 256 registers, not 4.1 */
         {"a100", 32, 16, 0, 32},  /* blocks */
-        {"a100", 256, 16, 48 << 10, 3}, /* 3 x 49 KiB of 164 */
-        {"h100", 256, 16, 48 << 10, 4}, /* 4 x 49 KiB of 228 */
-        {"rtx4090", 256, 32, 0, 6},     /* 1,536 threads */
+        {"a100", 256, 16, 48 << 10, 3},                           /* 3 x 49 KiB of 164 */
+        {"h100", 256, 16, 48 << 10, 4},                           /* 4 x 49 KiB of 228 */
+        {"rtx4090", 256, 32, 0, 6},                               /* 1,536 threads */
+        {"rtx4090", 32, 16, 0, 24},                               /* its blocks */
+        {"a6000", 32, 16, 0, 16},       {"a100", 1024, 64, 0, 1}, /* a block is all of it */
+        {"a100", 256, 65, 0, 3},                                  /* 72 a thread: 28 warps */
+        {"a100", 128, 255, 0, 2},                                 /* 8 warps */
+        {"a100", 64, 40, 0, 24}, /* 12 warps in each quarter: 48, though there are registers for 51 */
+        {"a100", 256, 32, 40 << 10, 4}, /* 41 KiB each: exactly */
+        {"l40s", 256, 32, 48 << 10, 2}, /* of 100 KiB */
+        {"a100", 20, 16, 0, 32},        /* a warp that is not full is one */
     };
     for (int i = 0; i < COUNT_OF(cases); i++) {
         Launch launch = {.threads = cases[i].threads, .teams = 1};
