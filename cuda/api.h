@@ -53,6 +53,7 @@ enum {
     CUBLAS_OP_N = 0,
     CUBLAS_OP_T = 1,
     CUBLAS_COMPUTE_32F = 68,
+    CUBLAS_COMPUTE_32F_FAST_TF32 = 77,
     CUDA_R_32F = 0,
     CUDA_R_16BF = 14
 };

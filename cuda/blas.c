@@ -77,8 +77,8 @@ static void describe(Calls *calls, CudaProduct *p) {
     if (p->strided >= 0)
         batch = shape->batch[p->strided];
     cudaDataType_t operands = shape->bf16_operands ? CUDA_R_16BF : CUDA_R_32F;
-    CALL(calls, p->blas, cublasLtMatmulDescCreate, &p->operation, CUBLAS_COMPUTE_32F,
-         CUDA_R_32F);
+    CALL(calls, p->blas, cublasLtMatmulDescCreate, &p->operation,
+         shape->tf32 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F, CUDA_R_32F);
     cublasOperation_t transpose[2] = {first.transposed ? CUBLAS_OP_T : CUBLAS_OP_N,
                                       second.transposed ? CUBLAS_OP_T : CUBLAS_OP_N};
     CALL(calls, p->blas, cublasLtMatmulDescSetAttribute, p->operation,

@@ -148,11 +148,13 @@ static bool is_aligned(int64_t extent, int64_t stride, int bytes) {
 
 /* FLOP/s of a processor. */
 static double processor_flops(const Card *card, const Product *p) {
-    if (!p->bf16_operands)
+    if (!p->bf16_operands && !p->tf32)
         return card->f32_flops * vector_share / card->processors;
-    double peak = card->bf16_flops * matmul_share(card) / card->processors;
-    bool aligned = is_aligned(p->m, p->a_m, 2) && is_aligned(p->k, p->a_k, 2) &&
-                   is_aligned(p->k, p->b_k, 2) && is_aligned(p->n, p->b_n, 2) &&
+    int width = p->bf16_operands ? 2 : 4;
+    double peak =
+        (p->tf32 ? card->tf32_flops : card->bf16_flops) * matmul_share(card) / card->processors;
+    bool aligned = is_aligned(p->m, p->a_m, width) && is_aligned(p->k, p->a_k, width) &&
+                   is_aligned(p->k, p->b_k, width) && is_aligned(p->n, p->b_n, width) &&
                    is_aligned(p->m, p->c_m, p->bf16_result ? 2 : 4) &&
                    is_aligned(p->n, p->c_n, p->bf16_result ? 2 : 4);
     return aligned ? peak : peak * unaligned_share;

@@ -98,6 +98,10 @@ bool compile_programs(Compiled *compiled, const Options *options, bool for_train
     compiled->programs =
         emit_programs(compiled->compilation->module,
                       options->device == DEVICE_CUDA ? CUDA_LOCAL_BYTES : HOST_LOCAL_BYTES);
+    for (int i = 0; i < compiled->programs->product_count; i++) {
+        Product *product = &compiled->programs->products[i];
+        product->tf32 = compiled->compilation->tf32 && !product->bf16_operands;
+    }
     compiled->seconds += now_seconds() - started;
     return true;
 }

@@ -125,9 +125,9 @@ static bool parse_seeds(Options *options, const char *value) {
 
 static bool parse_precision(Options *options, const char *value) {
     options->request.precision = value;
-    if (!strcmp(value, "f32") || !strcmp(value, "bf16"))
+    if (!strcmp(value, "f32") || !strcmp(value, "tf32") || !strcmp(value, "bf16"))
         return true;
-    fprintf(stderr, "colac: `--precision` takes `f32` or `bf16`, not `%s`\n", value);
+    fprintf(stderr, "colac: `--precision` takes `f32`, `tf32` or `bf16`, not `%s`\n", value);
     return false;
 }
 
@@ -190,7 +190,7 @@ static const Option option_list[] = {
      "memory over the steps of a micro-batch, and what is live at the peak"},
     {"--directives", NULL, TAKES_NOTHING, AT(list_directives), " check ",
      "with --json too: the plan's directives, their class and what they change"},
-    {"--precision", "f32|bf16", TAKES_CUSTOM, BY(parse_precision), MODELS,
+    {"--precision", "f32|tf32|bf16", TAKES_CUSTOM, BY(parse_precision), MODELS,
      "of products; wins over the plan's"},
     {"--device", "cpu|cuda|interpreter", TAKES_CUSTOM, BY(parse_device), MODELS " eval ",
      "where to run (cuda:sm_NN names an architecture); the interpreter is in double precision"},
@@ -352,7 +352,6 @@ bool options_parse(Options *options, const Command *command, int argc, char **ar
     memset(options, 0, sizeof *options);
     options->command = command;
     options->request.defines = options->defines;
-    options->request.no_bf16 = options->device != DEVICE_CUDA && !products_have_bf16();
     options->seed = 1;
     options->order = strcmp(command->name, "grad") ? ORDER_SHUFFLED : ORDER_SEQUENTIAL;
     options->files = checked_alloc((size_t)argc * sizeof *options->files);
@@ -372,6 +371,8 @@ bool options_parse(Options *options, const Command *command, int argc, char **ar
         fprintf(stderr, "usage: colac %s %s\n", command->name, command->arguments);
         return false;
     }
+    options->request.no_bf16 = options->device != DEVICE_CUDA && !products_have_bf16();
+    options->request.no_tf32 = options->device != DEVICE_CUDA;
     options->argument_count = argc;
     options->arguments = argv;
     options->request.path = options->file_count ? options->files[0] : NULL;

@@ -327,21 +327,32 @@ static Texts *load_texts(const Request *request, Diagnostics *diagnostics) {
     return texts;
 }
 
+void set_precision(Compilation *c, const char *name) {
+    c->precision = !strcmp(name, "bf16") ? TYPE_BF16 : TYPE_F32;
+    c->tf32 = !strcmp(name, "tf32");
+}
+
 /* The command line's word on precision, then the machine's. */
 void settle_precision(Compilation *c, const Request *request) {
     if (request->precision) {
-        c->precision = !strcmp(request->precision, "bf16") ? TYPE_BF16 : TYPE_F32;
+        set_precision(c, request->precision);
         c->precision_directive = NULL;
     }
-    if (c->precision != TYPE_BF16 || !request->no_bf16)
+    bool lacks_bf16 = c->precision == TYPE_BF16 && request->no_bf16;
+    if (!lacks_bf16 && !(c->tf32 && request->no_tf32))
         return;
-    static const char sentence[] =
-        "this processor does not multiply bf16 values: products are computed in f32";
+    const char *name = c->tf32 ? "tf32" : "bf16";
     if (c->precision_directive)
-        warning_at(c->diagnostics, c->precision_directive->span, "%s", sentence);
+        warning_at(c->diagnostics, c->precision_directive->span,
+                   "this processor does not multiply %s values: products are computed in f32",
+                   name);
     else
-        warning_in_file(c->diagnostics, request->path, "`--precision bf16`: %s", sentence);
-    c->precision = TYPE_F32;
+        warning_in_file(
+            c->diagnostics, request->path,
+            "`--precision %s`: this processor does not multiply %s values: products "
+            "are computed in f32",
+            name, name);
+    set_precision(c, "f32");
 }
 
 static void compile(Expander *x) {

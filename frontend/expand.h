@@ -338,6 +338,7 @@ void declare_plan(Expander *x); /* its chain, dims, presets and `set` */
 /* After expansion, in this order: which weights are replaced; scopes, kept values, the rest. */
 void check_factorizes(Expander *x);
 void check_other_directives(Expander *x);
+void set_precision(Compilation *c, const char *name); /* f32, tf32 or bf16 */
 void settle_precision(Compilation *c, const Request *request); /* after these */
 void weight_paths(const Expander *x, Paths *paths);
 /* Paths of the parameters that factorize will make (or, values: of the values it names). */

@@ -279,8 +279,8 @@ typedef struct Request {
     const char *preset;        /* or NULL */
     const char *plan;          /* NAME or FILE:NAME, or NULL: nothing is rewritten */
     const char *recipe;        /* NAME or FILE:NAME, or NULL: AdamW at a constant rate, batch = B */
-    const char *precision;     /* f32, bf16; NULL: what the plan says, else f32.  Wins over the plan */
-    bool no_bf16;              /* the processor lacks it: f32 instead, with a warning */
+    const char *precision;     /* f32, tf32, bf16; NULL: what the plan says, else f32.  Wins over the plan */
+    bool no_bf16, no_tf32;     /* the processor lacks it: f32 instead, with a warning */
     const Define *defines;
     int define_count;
 } Request;
@@ -326,6 +326,7 @@ typedef struct Compilation {
     const Directive *memory;      /* the bound in force, or NULL */
     int64_t memory_bytes;         /* its value; 0: none */
     DataType precision;           /* of products: f32, or bf16 with f32 accumulation */
+    bool tf32;                    /* f32 products may round their operands to TF32 (10 bits) */
     const Directive *precision_directive; /* NULL: the default, or the command line */
     int64_t sequences, positions; /* sizes of the first input's first two axes (B, S) */
     struct Expander *expander; /* compile-time environment, kept for the functions below */

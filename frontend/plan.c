@@ -540,10 +540,10 @@ static void warn_of_needless_recompute(Expander *x, int own) {
 }
 
 static void check_precision(Expander *x, const Directive *d) {
-    static const char *const names[] = {"f32", "bf16"};
+    static const char *const names[] = {"f32", "tf32", "bf16"};
     for (int i = 0; i < COUNT_OF(names); i++)
         if (strcmp(d->name.text, names[i]) == 0) {
-            x->compilation->precision = i ? TYPE_BF16 : TYPE_F32;
+            set_precision(x->compilation, names[i]);
             x->compilation->precision_directive = d;
             return;
         }
@@ -553,7 +553,7 @@ static void check_precision(Expander *x, const Directive *d) {
     if (nearest)
         help(diagnostic, "did you mean `%s`?", nearest);
     else
-        help(diagnostic, "it is `f32` or `bf16`");
+        help(diagnostic, "it is `f32`, `tf32` or `bf16`");
 }
 
 static void check_memory(Expander *x, const Directive *d) {

@@ -313,6 +313,7 @@ typedef struct Product {
     bool swapped;                         /* A is the node's second input */
     bool add;                             /* C += (beta 1) */
     bool bf16_operands, bf16_result;      /* else f32; sums are f32 in any case */
+    bool tf32;                            /* f32 operands may be rounded to TF32 */
 } Product;
 
 /* ---- views.c ------------------------------------------------------------------------------- */

@@ -136,7 +136,7 @@ plan 'recompute nothing' 'plan.cola:2:20: error: `nothing` matches no block inst
 plan 'recompute layer[7]' 'plan.cola:2:20: error: `layer\[7\]` matches no block instance' 'help: '
 plan 'recompute layer[*].attn keep x' 'plan.cola:2:39: error: `keep` has nothing to do for `x`' 'help: '
 plan 'preset tiny { R = 3 }' 'plan.cola:2:24: error: preset `tiny` sets `R`, which is no dim' 'help: declare it: `dim R = …`'
-plan 'precision fp16' 'plan.cola:2:20: error: `fp16` is no precision' 'help: it is `f32` or `bf16`'
+plan 'precision fp16' 'plan.cola:2:20: error: `fp16` is no precision' 'help: it is `f32`, `tf32` or `bf16`'
 factor='factorize layer[*].attn.wq with'
 plan "$factor cola(0)" 'std.cola:[0-9]*:20: error: `R` is 0' 'plan.cola:2:47: note: `R = 0` is given here'
 [ "$(grep -c ': error: ' "$work/said")" -eq 1 ] || fail 'rank 0 is one mistake:' "$(cat "$work/said")"

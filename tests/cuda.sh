@@ -27,6 +27,7 @@ cat >"$work/plans.cola" <<'END'
 use "std.cola"
 plan full { }
 plan budget { memory 36 MiB }
+plan fast { precision tf32 }
 END
 
 on_card() { # SETTINGS ARGUMENTS…
@@ -47,8 +48,8 @@ same() { # NAME SETTINGS ARGUMENTS…
     name=$1 settings=$2
     shift 2
     rm -rf "$work/cpu" "$work/card"
-    "$COLAC" train $small "$@" --data "$work/data" --out "$work/cpu" --json >"$work/cpu.log" 2>"$work/errors" ||
-        fail "$name: the CPU's run failed: $(cat "$work/errors")"
+    "$COLAC" train $small "$@" --data "$work/data" --out "$work/cpu" --json >"$work/cpu.log" 2>"$work/cpu.errors" ||
+        fail "$name: the CPU's run failed: $(cat "$work/cpu.errors")"
     on_card "$settings" train $small "$@" --device cuda --data "$work/data" --out "$work/card" --json \
         >"$work/card.log" 2>"$work/errors" || fail "$name: $(cat "$work/errors")"
     cmp -s "$work/cpu/weights.safetensors" "$work/card/weights.safetensors" || fail "$name: other weights"
@@ -71,6 +72,10 @@ for precision in f32 bf16; do
         same "$plan, $precision" seed=0 --plan $plan --precision $precision
     done
 done
+[ "$(field "$work/report" tf32_products)" = 0 ] || fail "TF32 is allowed where nobody asked for it"
+same "tf32" seed=0 --plan "$work/plans.cola:fast"
+[ "$(field "$work/report" tf32_products)" -gt 10 ] || fail "precision tf32 allows no TF32"
+grep -q "does not multiply tf32 values: products are computed in f32" "$work/cpu.errors" || fail "tf32 on a CPU without a word"
 same "a budget" seed=3 --plan "$work/plans.cola:budget"
 same "other interleavings" seed=5 --plan cola_m
 

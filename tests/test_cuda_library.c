@@ -43,6 +43,7 @@ static void write_comparison(FILE *file) {
                                           "CUBLAS_OP_N",
                                           "CUBLAS_OP_T",
                                           "CUBLAS_COMPUTE_32F",
+                                          "CUBLAS_COMPUTE_32F_FAST_TF32",
                                           "CUDA_R_32F",
                                           "CUDA_R_16BF",
                                           "CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT",

@@ -42,8 +42,10 @@ cublasStatus_t cublasLtMatmulDescCreate(cublasLtMatmulDesc_t *operation,
                                         cublasComputeType_t computed_in,
                                         cudaDataType_t scaled_in) {
     CALL(cublasLtMatmulDescCreate, CUBLAS_STATUS_ALLOC_FAILED);
-    if (computed_in != CUBLAS_COMPUTE_32F || scaled_in != CUDA_R_32F)
+    bool tf32 = computed_in == CUBLAS_COMPUTE_32F_FAST_TF32;
+    if ((computed_in != CUBLAS_COMPUTE_32F && !tf32) || scaled_in != CUDA_R_32F)
         fault("a product that is not summed in f32");
+    count_tf32(tf32);
     *operation = calloc(1, sizeof **operation);
     count_object(OBJECT_BLAS, 1);
     return CUBLAS_STATUS_SUCCESS;

@@ -14,7 +14,7 @@ static struct Count {
 } counts[MAX_NAMES];
 static int count_count;
 static bool broken;
-static long objects[OBJECT_COUNT], recorded, replayed;
+static long objects[OBJECT_COUNT], recorded, replayed, tf32_products;
 static const char *const object_names[OBJECT_COUNT] = {"modules",  "streams",    "events",
                                                        "graphs",   "recordings", "pinned",
                                                        "contexts", "blas",       "programs"};
@@ -27,6 +27,7 @@ static void write_report(void) {
     MemoryFigures memory = memory_figures();
     fprintf(file, "{\"peak_bytes\":%zu,\"live_bytes\":%zu,\"allocations\":%ld,", memory.peak,
             memory.live, memory.allocations);
+    fprintf(file, "\"tf32_products\":%ld,", tf32_products);
     fprintf(file, "\"allocations_after_replay\":%ld,\"recorded\":%ld,\"replayed\":%ld,",
             memory.after_replay, recorded, replayed);
     for (int i = 0; i < OBJECT_COUNT; i++)
@@ -148,6 +149,10 @@ void count_object(enum Object object, int by) {
 
 void count_recorded(void) {
     recorded++;
+}
+
+void count_tf32(bool allowed) {
+    tf32_products += allowed;
 }
 
 void count_replayed(void) {

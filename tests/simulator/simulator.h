@@ -58,6 +58,7 @@ enum Object { OBJECT_MODULE, OBJECT_STREAM, OBJECT_EVENT, OBJECT_GRAPH, OBJECT_R
 void count_object(enum Object object, int by);
 void count_recorded(void);
 void count_replayed(void);
+void count_tf32(bool allowed); /* products that may round to TF32; they are not rounded here */
 
 /* ---- memory.c ----------------------------------------------------------------------------- */
 /* Where the card's memory is in ours.  `bytes` from there must be of one allocation; else a fault, which
