@@ -170,6 +170,7 @@ int64_t cuda_own_bytes(const ProgramSet *set);
  * `architecture`: 0, or what the user asked for, which must be the card's.  NULL after reporting: no
  * driver, no card, another architecture. */
 Device *device_cuda_open(CudaArchitecture architecture, Diagnostics *diagnostics);
+CudaArchitecture device_cuda_architecture(const Device *device); /* of one that it opened */
 
 /* ---- cards.c -------------------------------------------------------------------------------
  * Figures that the makers publish, and where they stand, in cards.def. */

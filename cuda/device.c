@@ -447,6 +447,10 @@ static void open_card(CudaDevice *d) {
     }
 }
 
+CudaArchitecture device_cuda_architecture(const Device *device) {
+    return ((const CudaDevice *)(const void *)device)->architecture;
+}
+
 static const Device cuda_table = {
     .available_bytes = cuda_available_bytes,
     .own_bytes = cuda_own_bytes,

@@ -98,7 +98,14 @@ static void fill_inputs(Executor *executor, const Module *module, uint64_t seed)
     }
 }
 
+/* What steps are compared with. */
+typedef struct Peak {
+    char title[160];
+    double flops, bytes; /* a second; 0: not known */
+} Peak;
+
 typedef struct Measured {
+    Peak peak;
     double step_s, compile_s;
     Prediction predicted; /* of a step of one micro-batch */
     Rows rows;
@@ -118,7 +125,7 @@ static bool run_step(Executor *executor, const ProgramSet *set, double rate,
         fine = executor_run(executor, program_names[i], scalars, diagnostics);
         free(scalars);
     }
-    return fine;
+    return fine && executor_settle(executor, diagnostics);
 }
 
 /* What each step of the programs is predicted to take. */
@@ -127,28 +134,67 @@ typedef struct Predicted {
     Prediction step;
 } Predicted;
 
-/* Before anything has run: as it would be without. */
-static Predicted predict(const ProgramSet *set) {
+/* The card that stands for the device's architecture; NULL: it is the CPU, or nobody knows. */
+static const Card *card_of(const Options *options, const Device *device) {
+    return options->device == DEVICE_CUDA
+               ? card_of_architecture(device_cuda_architecture(device))
+               : NULL;
+}
+
+/* Before anything has run: as it would be without.  0 for a card that nobody knows. */
+static Predicted predict(const Options *options, const Device *device, const ProgramSet *set) {
     const double product_seconds = 0.6;
-    Predicted predicted;
-    MachineProfile *machine = machine_profile_new();
-    machine_profile_products(machine, set, product_seconds);
+    const Card *card = card_of(options, device);
+    Predicted predicted = {0};
+    MachineProfile *machine = options->device == DEVICE_CUDA ? NULL : machine_profile_new();
+    if (machine)
+        machine_profile_products(machine, set, product_seconds);
     for (int i = 0; i < COUNT_OF(program_names); i++) {
         const Program *program = program_find(set, program_names[i]);
         predicted.seconds[i] =
             checked_alloc((size_t)(program->step_count + 1) * sizeof(double));
-        predict_program(machine, set, program, predicted.seconds[i]);
+        if (machine)
+            predict_program(machine, set, program, predicted.seconds[i]);
+        else if (card)
+            card_predict_program(card, set, program, predicted.seconds[i]);
     }
-    predicted.step = predict_step(machine, set, 1);
-    machine_profile_free(machine);
+    if (machine)
+        predicted.step = predict_step(machine, set, 1);
+    else if (card)
+        predicted.step = card_predict_step(card, set, 1);
+    if (machine)
+        machine_profile_free(machine);
     return predicted;
+}
+
+/* The CPU's peaks are measured; a card's are its maker's, of products as the plan has them. */
+static Peak peak_of(const Options *options, const Compiled *compiled, const Device *device) {
+    Peak peak = {.title = "a card that cuda/cards.def does not know"};
+    const Card *card = card_of(options, device);
+    if (card) {
+        peak.flops = compiled->compilation->precision == TYPE_BF16 ? card->bf16_flops
+                     : compiled->compilation->tf32                 ? card->tf32_flops
+                                                                   : card->f32_flops;
+        peak.bytes = card->bandwidth;
+        snprintf(peak.title, sizeof peak.title,
+                 "sm_%d; peaks of %s: products %.0f TFLOP/s, memory %.0f GB/s",
+                 card->architecture, card->title, peak.flops / 1e12, peak.bytes / 1e9);
+    } else if (options->device != DEVICE_CUDA) {
+        MachineFigures machine = machine_measure();
+        peak.flops = machine.product_flops;
+        peak.bytes = machine.copy_bytes;
+        snprintf(peak.title, sizeof peak.title,
+                 "%s, %d threads: products %.0f GFLOP/s, copies %.0f GB/s, measured now",
+                 machine.processor, machine.threads, peak.flops / 1e9, peak.bytes / 1e9);
+    }
+    return peak;
 }
 
 static Measured measure(const Options *options, const Compiled *compiled, Device *device,
                         Executor *executor) {
     const ProgramSet *set = compiled->programs;
     Measured measured = {.rounds = options->steps ? (int)options->steps : DEFAULT_ROUNDS};
-    Predicted predicted = predict(set);
+    Predicted predicted = predict(options, device, set);
     double rate = 1e-4;
     double *seconds = checked_alloc((size_t)measured.rounds * sizeof *seconds);
     fill_inputs(executor, set->module, options->seed);
@@ -171,6 +217,8 @@ static Measured measure(const Options *options, const Compiled *compiled, Device
     measured.step_s = median(seconds, measured.rounds);
     measured.compile_s = device->compile_seconds;
     measured.bytes = executor_bytes(executor);
+    if (!options->json)
+        measured.peak = peak_of(options, compiled, device);
     free(seconds);
     return measured;
 }
@@ -195,11 +243,13 @@ static void print_measured_json(const Measured *measured, int64_t tokens) {
     json_decref(object);
 }
 
+static double share(double part, double whole) {
+    return whole > 0 ? 100 * part / whole : 0;
+}
+
 static void print_measured(const Measured *measured, int64_t tokens) {
-    MachineFigures machine = machine_measure();
-    printf("%s, %d threads: products %.0f GFLOP/s, copies %.0f GB/s, measured now\n",
-           machine.processor, machine.threads, machine.product_flops / 1e9,
-           machine.copy_bytes / 1e9);
+    const Peak *peak = &measured->peak;
+    printf("%s\n", peak->title);
     printf("a step of one micro-batch: %.4f s, %.0f tokens/s (median of %d)\n",
            measured->step_s, (double)tokens / measured->step_s, measured->rounds);
     printf("predicted: %.4f s\n\n", measured->predicted.seconds);
@@ -214,8 +264,8 @@ static void print_measured(const Measured *measured, int64_t tokens) {
         printf("%9.3f %9.3f %5.1f%% %5lld %9.1f %5.0f%% %8.1f %5.0f%%  %s\n",
                1e3 * row->seconds / measured->rounds, 1e3 * row->predicted / measured->rounds,
                100 * row->seconds / total, (long long)(row->steps / measured->rounds),
-               row->flops / seconds / 1e9, 100 * row->flops / seconds / machine.product_flops,
-               row->bytes / seconds / 1e9, 100 * row->bytes / seconds / machine.copy_bytes,
+               row->flops / seconds / 1e9, share(row->flops / seconds, peak->flops),
+               row->bytes / seconds / 1e9, share(row->bytes / seconds, peak->bytes),
                row->label);
     }
 }
@@ -229,15 +279,14 @@ static void rows_free(Rows *rows) {
 
 int run_profile_command(Options *options) {
     Compiled compiled;
-    if (!needs_cpu(options))
-        return 2;
     if (!compile_programs(&compiled, options, true)) {
         compiled_free(&compiled);
         return 1;
     }
     ExecutorOptions executor_options = {0};
     int code = 1;
-    Device *device = device_cpu_open(options->threads, compiled.diagnostics);
+    DeviceOpener opener = device_opener(options);
+    Device *device = opener.open(opener.number, compiled.diagnostics);
     Executor *executor = device ? executor_new(device, compiled.programs, &executor_options,
                                                compiled.diagnostics)
                                 : NULL;
