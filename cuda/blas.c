@@ -91,7 +91,44 @@ static void describe(Calls *calls, CudaProduct *p) {
                 batch.stride_c);
 }
 
-static void choose_algorithm(Calls *calls, CudaProduct *p) {
+/* The largest power of two that divides both; `a` is one. */
+static int64_t common_alignment(int64_t a, int64_t b) {
+    while (b % a)
+        a /= 2;
+    return a;
+}
+
+/* Calls begin where the loops lead to. */
+static void align_to_loops(const ProductLoop *loops, int count, int64_t width,
+                           int64_t result_width, int64_t alignment[3]) {
+    for (int i = 0; i < count; i++) {
+        alignment[0] = common_alignment(alignment[0], loops[i].stride_a * width);
+        alignment[1] = common_alignment(alignment[1], loops[i].stride_b * width);
+        alignment[2] = common_alignment(alignment[2], loops[i].stride_c * result_width);
+    }
+}
+
+/* As the library counts its operands: its A is B', its B is A'. */
+static void prefer_alignment(Calls *calls, const CudaProduct *p,
+                             cublasLtMatmulPreference_t preference, const int64_t given[3]) {
+    const Product *shape = &p->shape;
+    int64_t width = shape->bf16_operands ? 2 : 4, result_width = shape->bf16_result ? 2 : 4;
+    int64_t alignment[3] = {given[p->exchanged ? 1 : 0], given[p->exchanged ? 0 : 1], given[2]};
+    align_to_loops(shape->batch, shape->batch_count, width, result_width, alignment);
+    align_to_loops(shape->accumulate, shape->accumulate_count, width, result_width, alignment);
+    const struct {
+        int attribute;
+        uint32_t bytes;
+    } all[] = {{CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, (uint32_t)alignment[1]},
+               {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, (uint32_t)alignment[0]},
+               {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, (uint32_t)alignment[2]},
+               {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, (uint32_t)alignment[2]}};
+    for (int i = 0; i < COUNT_OF(all); i++)
+        CALL(calls, p->blas, cublasLtMatmulPreferenceSetAttribute, preference, all[i].attribute,
+             &all[i].bytes, sizeof all[i].bytes);
+}
+
+static void choose_algorithm(Calls *calls, CudaProduct *p, const int64_t alignment[3]) {
     cublasLtMatmulPreference_t preference = NULL;
     cublasLtMatmulHeuristicResult_t found = {0};
     int count = 0;
@@ -103,6 +140,7 @@ static void choose_algorithm(Calls *calls, CudaProduct *p) {
          CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace, sizeof workspace);
     CALL(calls, p->blas, cublasLtMatmulPreferenceSetAttribute, preference,
          CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &reductions, sizeof reductions);
+    prefer_alignment(calls, p, preference, alignment);
     CALL(calls, p->blas, cublasLtMatmulAlgoGetHeuristic, p->handle, p->operation, p->first,
          p->second, p->result, p->result, preference, 1, &found, &count);
     if (!calls->fault.function && (count < 1 || found.state != CUBLAS_STATUS_SUCCESS))
@@ -115,14 +153,15 @@ static void choose_algorithm(Calls *calls, CudaProduct *p) {
 }
 
 CudaProduct *cuda_product_prepare(const CudaTable *blas, cublasLtHandle_t handle,
-                                  const Product *product, BlasFault *fault) {
+                                  const Product *product, const int64_t alignment[3],
+                                  BlasFault *fault) {
     CudaProduct *p = checked_alloc(sizeof *p);
     *p = (CudaProduct){.blas = blas, .handle = handle, .shape = *product};
     p->exchanged = product_settle(&p->shape);
     p->strided = longest_batch(&p->shape);
     Calls calls = {0};
     describe(&calls, p);
-    choose_algorithm(&calls, p);
+    choose_algorithm(&calls, p, alignment);
     *fault = calls.fault;
     if (!fault->function)
         return p;

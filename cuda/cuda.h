@@ -150,9 +150,12 @@ typedef struct BlasFault {
     const char *function; /* cublasLtMatmul; cublasLtMatmulAlgoGetHeuristic: it knows no kernel */
     int status;
 } BlasFault;
-/* NULL with `fault` set. */
+enum { BLAS_ALIGNMENT = 256 }; /* bytes: of the card's allocations, at least */
+/* `alignment`: of A, B and C, in bytes, wherever the product is run: a power of two up to
+ * BLAS_ALIGNMENT.  NULL with `fault` set. */
 CudaProduct *cuda_product_prepare(const CudaTable *blas, cublasLtHandle_t handle,
-                                  const Product *product, BlasFault *fault);
+                                  const Product *product, const int64_t alignment[3],
+                                  BlasFault *fault);
 int64_t cuda_product_workspace_bytes(const CudaProduct *product);
 /* Into `stream`; operands and workspace in the card's memory. */
 BlasFault cuda_product_run(const CudaProduct *product, const void *a, const void *b, void *c,
@@ -165,7 +168,7 @@ int64_t cuda_own_bytes(const ProgramSet *set);
 /*
  * The first card that the driver shows (CUDA_VISIBLE_DEVICES), with one stream.  Values from the host
  * go through pinned memory, piece by piece, without stopping the stream; a program is a CUDA graph,
- * captured at its first run.  The first call that fails is remembered with its name and the driver's
+ * captured at its second run.  The first call that fails is remembered with its name and the driver's
  * words.
  * `architecture`: 0, or what the user asked for, which must be the card's.  NULL after reporting: no
  * driver, no card, another architecture. */

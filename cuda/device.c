@@ -263,6 +263,22 @@ static void blas_called(CudaDevice *d, BlasFault fault) {
         fail(d, "`%s` failed with status %d", fault.function, fault.status);
 }
 
+/* Slabs, inputs and the arena are allocations of their own; what lies in them begins at its offset, in
+ * every step that runs the product. */
+static void product_alignment(const ProgramSet *set, int product, int64_t alignment[3]) {
+    for (int i = 0; i < 3; i++)
+        alignment[i] = BLAS_ALIGNMENT;
+    for (int p = 0; p < set->program_count; p++)
+        for (int64_t s = 0; s < set->programs[p].step_count; s++) {
+            const Step *step = &set->programs[p].steps[s];
+            if (step->kind != STEP_PRODUCT || step->index != product)
+                continue;
+            for (int i = 0; i < 3; i++)
+                while (step->operands[i].offset % alignment[i])
+                    alignment[i] /= 2;
+        }
+}
+
 static bool prepare_products(CudaDevice *d, const ProgramSet *set, Diagnostics *diagnostics) {
     const CudaTable *blas =
         set->product_count ? cuda_library(CUDA_BLASLT, diagnostics) : d->cuda;
@@ -277,7 +293,10 @@ static bool prepare_products(CudaDevice *d, const ProgramSet *set, Diagnostics *
     d->product_count = set->product_count;
     for (int i = 0; i < set->product_count && is_well(d); i++) {
         BlasFault fault = {0};
-        d->products[i] = cuda_product_prepare(blas, d->blas, &set->products[i], &fault);
+        int64_t alignment[3];
+        product_alignment(set, i, alignment);
+        d->products[i] =
+            cuda_product_prepare(blas, d->blas, &set->products[i], alignment, &fault);
         blas_called(d, fault);
         if (!d->products[i])
             break;

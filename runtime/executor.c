@@ -27,6 +27,7 @@ typedef struct BoundProgram {
     double *scalars;        /* likewise */
     double *device_scalars; /* the same in the device's memory */
     int64_t scalar_count;
+    bool has_run; /* before anything is recorded: libraries load their kernels at first use */
     void *recording; /* NULL: not recorded yet */
     double *host;    /* values of Program.host_scalars */
     int64_t host_step_count;
@@ -896,7 +897,9 @@ bool executor_run(Executor *executor, const char *name, const double *scalars,
     if (!device->on_host && bound->scalar_count)
         device->copy_in(device, bound->device_scalars, bound->scalars,
                         bound->scalar_count * (int64_t)sizeof(double));
-    bool by_steps = executor->timing || executor->options.check_nan || !device->record;
+    bool by_steps =
+        executor->timing || executor->options.check_nan || !device->record || !bound->has_run;
+    bound->has_run = true;
     if (!by_steps)
         run_recorded(executor, bound);
     else if (!run_steps(executor, bound, diagnostics))

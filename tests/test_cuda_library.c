@@ -52,6 +52,10 @@ static void write_comparison(FILE *file) {
                                           "CUBLASLT_MATMUL_DESC_TRANSB",
                                           "CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES",
                                           "CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK",
+                                          "CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES",
+                                          "CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES",
+                                          "CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES",
+                                          "CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES",
                                           "CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE",
                                           "CUBLASLT_REDUCTION_SCHEME_OUTPUT_TYPE"};
     static const char *const types[] = {"CUresult",

@@ -17,6 +17,7 @@ struct cublasLtMatrixLayoutOpaque {
     int64_t rows, columns, leading, batches, stride;
 };
 struct cublasLtMatmulPreferenceOpaque {
+    uint32_t alignment[4];
     uint64_t workspace;
     uint32_t reductions;
 };
@@ -107,6 +108,8 @@ cublasStatus_t cublasLtMatrixLayoutSetAttribute(cublasLtMatrixLayout_t layout, i
 cublasStatus_t cublasLtMatmulPreferenceCreate(cublasLtMatmulPreference_t *preference) {
     CALL(cublasLtMatmulPreferenceCreate, CUBLAS_STATUS_ALLOC_FAILED);
     *preference = calloc(1, sizeof **preference);
+    for (int i = 0; i < 4; i++)
+        (*preference)->alignment[i] = 256; /* what the library takes for granted */
     count_object(OBJECT_BLAS, 1);
     return CUBLAS_STATUS_SUCCESS;
 }
@@ -127,12 +130,17 @@ cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t p
     else if (attribute == CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK &&
              bytes == sizeof(uint32_t))
         preference->reductions = *(const uint32_t *)value;
+    else if (attribute >= CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES &&
+             attribute <= CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES &&
+             bytes == sizeof(uint32_t))
+        preference->alignment[attribute - CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES] =
+            *(const uint32_t *)value;
     else
         fault("preference %d of %zu bytes", attribute, bytes);
     return CUBLAS_STATUS_SUCCESS;
 }
 
-/* An "algorithm" is what a call must then come with: so much workspace. */
+/* An "algorithm" is what a call must then come with: so much workspace, and operands aligned so. */
 enum { WORKSPACE = 1 << 16 };
 
 cublasStatus_t
@@ -154,6 +162,8 @@ cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t handle, cublasLtMatmulDesc_t ope
         fault("reductions in place are allowed, whose order is that of arrival");
     *count = wanted > 0;
     found->algo.data[0] = WORKSPACE;
+    for (int i = 0; i < 4; i++)
+        found->algo.data[1 + i] = preference->alignment[i];
     found->workspaceSize = WORKSPACE;
     found->state = CUBLAS_STATUS_SUCCESS;
     return CUBLAS_STATUS_SUCCESS;
@@ -237,6 +247,11 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t oper
     if (workspace_bytes < algorithm->data[0])
         fault("a product without the workspace that it was chosen with");
     host_of((CUdeviceptr)(uintptr_t)workspace, workspace_bytes, "a product's workspace");
+    const void *places[] = {a, b, c, d};
+    for (int i = 0; i < 4; i++)
+        if ((uintptr_t)places[i] % algorithm->data[1 + i])
+            fault("operand %c of a product is not at a multiple of %llu bytes", "ABCD"[i],
+                  (unsigned long long)algorithm -> data[1 + i]);
     Product shape = shape_of(operation, a_layout, b_layout, c_layout, kept == 1);
     Work work = {.run = run_product, .name = "cublasLtMatmul"};
     const PreparedProduct *prepared = prepared_for(&shape);
