@@ -4,6 +4,7 @@
 #include <dirent.h>
 #include <unistd.h>
 
+#include "cuda/cuda.h"
 #include "tests/op_cases.h"
 
 /* The functions of kernels, which tests/test_prelude.c holds to the C library. */
@@ -321,11 +322,26 @@ static void loops_are_vectorized(void **state) {
 /* ---- golden tests -------------------------------------------------------------------- */
 
 /* Programs, then kernels; with `# print c` in the source the kernels as C. */
-static void print_set(const ProgramSet *set, bool c_text, Text *out) {
+static void print_cuda_kernel(Kernel *kernel, const char *name, Text *out) {
+    LaunchList launches = launches_of(kernel, name);
+    for (int i = 0; i < launches.count; i++) {
+        const Launch *l = &launches.launches[i];
+        text_printf(out, "%s: %lld blocks of %d teams of %d threads, width %d, splits %lld\n",
+                    l->name, (long long)l->blocks, l->teams, l->threads, l->width,
+                    (long long)l->splits);
+    }
+    print_cuda(kernel, name, &launches, out);
+}
+
+/* As the text asks for: `# print cuda`, `# print c`, or the kernel IR alone. */
+static void print_set(const ProgramSet *set, const char *text, Text *out) {
+    bool cuda_text = strstr(text, "# print cuda"), c_text = strstr(text, "# print c");
     for (int i = 0; i < set->program_count; i++)
         program_print(set, &set->programs[i], out);
     for (int i = 0; i < set->kernel_count; i++) {
-        if (c_text) {
+        if (cuda_text) {
+            print_cuda_kernel(set->kernels[i], set->kernel_names[i], out);
+        } else if (c_text) {
             print_c(set->kernels[i], set->kernel_names[i], out);
         } else {
             text_printf(out, "%s\n", set->kernel_names[i]);
@@ -349,7 +365,7 @@ static bool run_golden(const char *name) {
     assert_non_null(module);
     ProgramSet *set = emit_module(module, false, false);
     Text out = {0};
-    print_set(set, strstr(text, "# print c"), &out);
+    print_set(set, text, &out);
     const char *mode = getenv("GOLDEN");
     bool same = true;
     if (mode && strcmp(mode, "write") == 0) {
