@@ -27,7 +27,7 @@ typedef struct CudaKernel {
 typedef struct CudaDevice {
     Device device; /* first: the table is this device */
     const CudaTable *cuda;
-    char name[32];
+    char name[32], title[128];
     char failure[MAX_FAILURE]; /* "": none */
     bool told;                 /* somebody has asked for it, or it is in `diagnostics` */
     Diagnostics *diagnostics;  /* of who opened it: for what fails when it is closed */
@@ -456,6 +456,7 @@ static void open_card(CudaDevice *d) {
     DRIVER(d, cuDeviceGetAttribute, &minor, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
            d->card);
     d->architecture = 10 * major + minor;
+    DRIVER(d, cuDeviceGetName, d->title, sizeof d->title, d->card);
     DRIVER(d, cuDevicePrimaryCtxRetain, &context, d->card);
     d->retained = is_well(d);
     DRIVER(d, cuCtxSetCurrent, context);
@@ -503,6 +504,7 @@ Device *device_cuda_open(CudaArchitecture architecture, Diagnostics *diagnostics
     d->diagnostics = diagnostics;
     snprintf(d->name, sizeof d->name, "--device cuda");
     d->device.name = d->name;
+    d->device.title = d->title;
     open_card(d);
     bool good = report(d, diagnostics);
     if (good && architecture && architecture != d->architecture) {

@@ -100,7 +100,7 @@ static void fill_inputs(Executor *executor, const Module *module, uint64_t seed)
 
 /* What steps are compared with. */
 typedef struct Peak {
-    char title[160];
+    char title[256];
     double flops, bytes; /* a second; 0: not known */
 } Peak;
 
@@ -177,8 +177,8 @@ static Peak peak_of(const Options *options, const Compiled *compiled, const Devi
                                                                    : card->f32_flops;
         peak.bytes = card->bandwidth;
         snprintf(peak.title, sizeof peak.title,
-                 "sm_%d; peaks of %s: products %.0f TFLOP/s, memory %.0f GB/s",
-                 card->architecture, card->title, peak.flops / 1e12, peak.bytes / 1e9);
+                 "%s; peaks of %s: products %.0f TFLOP/s, memory %.0f GB/s", device->title,
+                 card->title, peak.flops / 1e12, peak.bytes / 1e9);
     } else if (options->device != DEVICE_CUDA) {
         MachineFigures machine = machine_measure();
         peak.flops = machine.product_flops;

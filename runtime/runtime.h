@@ -103,7 +103,7 @@ enum { FETCH_PLACES = 2, FETCH_BYTES = 1 << 20 };
 enum { DEVICE_SCALAR_BYTES = 1 << 20 };
 typedef struct Device Device;
 struct Device {
-    const char *name;
+    const char *name, *title; /* title: what it is; NULL: no more than the name */
     bool on_host; /* its memory is read and written as any other */
     int64_t (*available_bytes)(Device *device); /* that can be had now */
     /* What load takes for itself, and executors for kernels' scalars; known beforehand.  (NULL: what

@@ -126,4 +126,7 @@ while IFS=: read -r name count; do
     fails "$name" 1
     [ "$count" -lt 2 ] || fails "$name" $((count / 2 + 1))
 done <"$work/calls"
+for name in cuGetErrorName cuGetErrorString; do # what is asked after a failure
+    fails cuLaunchKernel "1,also=$name:1"
+done
 exit $failed

@@ -68,16 +68,17 @@ const Settings *settings(void) {
                      .version = (int)number_setting(list, "version", 13000),
                      .seed = (uint64_t)number_setting(list, "seed", 0),
                      .report = setting(list, "report")};
-    char *card = setting(list, "card"), *fail = setting(list, "fail");
+    char *card = setting(list, "card");
     if (card)
         all.architecture = atoi(card + 3);
     free(card);
-    char *colon = fail ? strchr(fail, ':') : NULL;
-    if (fail) {
-        all.failing_call = colon ? strtol(colon + 1, NULL, 10) : 1;
+    static const char *const keys[] = {"fail", "also"};
+    for (int i = 0; i < 2; i++) {
+        char *fail = setting(list, keys[i]), *colon = fail ? strchr(fail, ':') : NULL;
+        all.failing[i] = fail;
+        all.failing_call[i] = colon ? strtol(colon + 1, NULL, 10) : 1;
         if (colon)
             *colon = 0;
-        all.failing = fail;
     }
     atexit(write_report);
     return &all;
@@ -104,8 +105,10 @@ static bool count_call(const char *name) {
     if (i == count_count)
         counts[count_count++].name = name;
     counts[i].calls++;
-    bool fails =
-        s->failing && strcmp(s->failing, name) == 0 && counts[i].calls == s->failing_call;
+    bool fails = false;
+    for (int k = 0; k < 2; k++)
+        fails |= s->failing[k] && strcmp(s->failing[k], name) == 0 &&
+                 counts[i].calls == s->failing_call[k];
     if (!fails && broken && needs_the_card(name))
         return true;
     bool of_driver = strncmp(name, "cu", 2) == 0 && strncmp(name, "cublas", 6) != 0;

@@ -13,6 +13,7 @@
  * COLAC_SIMULATE: any of, separated by commas
  *   fail=NAME:N    the N-th call of that function fails (memory calls for want of memory, others as
  *                  after an illegal address); from then on every call of the driver fails that waits
+ *   also=NAME:N    another one
  *   memory=BYTES   of the card (1 GiB)
  *   card=sm_NN     its architecture (sm_90)
  *   cards=N        how many the driver shows (1)
@@ -32,8 +33,8 @@
 
 /* ---- control.c ---------------------------------------------------------------------------- */
 typedef struct Settings {
-    const char *failing; /* a function's name; NULL */
-    long failing_call;
+    const char *failing[2]; /* functions' names; NULL */
+    long failing_call[2];
     size_t memory;
     int architecture, cards, version;
     uint64_t seed;
