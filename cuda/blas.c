@@ -15,8 +15,7 @@ struct CudaProduct {
     int strided;    /* the batch loop that the library runs; -1 */
     cublasLtMatmulDesc_t operation;
     cublasLtMatrixLayout_t first, second, result; /* B', A', C' */
-    cublasLtMatmulAlgo_t algorithm;
-    size_t workspace_bytes;
+    BlasChoice choice;
 };
 
 /* ---- calls ------------------------------------------------------------------------------ */
@@ -128,7 +127,8 @@ static void prefer_alignment(Calls *calls, const CudaProduct *p,
              &all[i].bytes, sizeof all[i].bytes);
 }
 
-static void choose_algorithm(Calls *calls, CudaProduct *p, const int64_t alignment[3]) {
+/* Asks the library which of its kernels it would take. */
+static void ask(Calls *calls, CudaProduct *p, const int64_t alignment[3]) {
     cublasLtMatmulPreference_t preference = NULL;
     cublasLtMatmulHeuristicResult_t found = {0};
     int count = 0;
@@ -145,23 +145,39 @@ static void choose_algorithm(Calls *calls, CudaProduct *p, const int64_t alignme
          p->second, p->result, p->result, preference, 1, &found, &count);
     if (!calls->fault.function && (count < 1 || found.state != CUBLAS_STATUS_SUCCESS))
         called(calls, "cublasLtMatmulAlgoGetHeuristic", CUBLAS_STATUS_NOT_SUPPORTED);
-    p->algorithm = found.algo;
-    p->workspace_bytes = found.workspaceSize;
+    p->choice = (BlasChoice){found.algo, (int64_t)found.workspaceSize};
     if (preference)
         called(calls, "cublasLtMatmulPreferenceDestroy",
                p->blas->cublasLtMatmulPreferenceDestroy(preference));
 }
 
+/* Does the library still know a choice of before?  What it says of one that it does not is no failure:
+ * it is asked then. */
+static bool is_known(const Calls *calls, const CudaProduct *p, const BlasChoice *choice) {
+    cublasLtMatmulHeuristicResult_t found = {0};
+    if (calls->fault.function)
+        return false;
+    cublasStatus_t status =
+        p->blas->cublasLtMatmulAlgoCheck(p->handle, p->operation, p->first, p->second,
+                                         p->result, p->result, &choice->algorithm, &found);
+    return status == CUBLAS_STATUS_SUCCESS && found.state == CUBLAS_STATUS_SUCCESS &&
+           (int64_t)found.workspaceSize == choice->workspace_bytes &&
+           choice->workspace_bytes <= BLAS_WORKSPACE_BYTES;
+}
+
 CudaProduct *cuda_product_prepare(const CudaTable *blas, cublasLtHandle_t handle,
                                   const Product *product, const int64_t alignment[3],
-                                  BlasFault *fault) {
+                                  const BlasChoice *known, BlasFault *fault) {
     CudaProduct *p = checked_alloc(sizeof *p);
     *p = (CudaProduct){.blas = blas, .handle = handle, .shape = *product};
     p->exchanged = product_settle(&p->shape);
     p->strided = longest_batch(&p->shape);
     Calls calls = {0};
     describe(&calls, p);
-    choose_algorithm(&calls, p, alignment);
+    if (known && is_known(&calls, p, known))
+        p->choice = *known;
+    else
+        ask(&calls, p, alignment);
     *fault = calls.fault;
     if (!fault->function)
         return p;
@@ -169,8 +185,8 @@ CudaProduct *cuda_product_prepare(const CudaTable *blas, cublasLtHandle_t handle
     return NULL;
 }
 
-int64_t cuda_product_workspace_bytes(const CudaProduct *p) {
-    return (int64_t)p->workspace_bytes;
+BlasChoice cuda_product_choice(const CudaProduct *p) {
+    return p->choice;
 }
 
 BlasFault cuda_product_free(CudaProduct *p) {
@@ -235,7 +251,7 @@ BlasFault cuda_product_run(const CudaProduct *p, const void *a, const void *b, v
             CALL(&calls, p->blas, cublasLtMatmul, p->handle, p->operation, &one,
                  right + at.b * width, p->first, left + at.a * width, p->second,
                  shape->add || sum > 0 ? &one : &zero, result, p->result, result, p->result,
-                 &p->algorithm, workspace, p->workspace_bytes, stream);
+                 &p->choice.algorithm, workspace, (size_t)p->choice.workspace_bytes, stream);
         }
     return calls.fault;
 }

@@ -234,19 +234,14 @@ static bool jobs_run(Build *build) {
 
 /* ---- the cache ----------------------------------------------------------------------- */
 
-/* What compiles: the library's version, and its file's size and time of change.  False after
- * reporting. */
+/* What compiles: the library's version, and its file.  False after reporting. */
 static bool library_identity(const Build *build, uint64_t *identity) {
     int major = 0, minor = 0;
-    struct stat info;
-    char text[256] = "";
     nvrtcResult result = build->nvrtc->nvrtcVersion(&major, &minor);
     if (result != NVRTC_SUCCESS)
         report_call(build, "nvrtcVersion", result);
-    if (stat(cuda_library_path(CUDA_NVRTC), &info) == 0)
-        snprintf(text, sizeof text, "%d.%d %jd %jd.%09ld", major, minor, (intmax_t)info.st_size,
-                 (intmax_t)info.st_mtim.tv_sec, info.st_mtim.tv_nsec);
-    *identity = hash_bytes(text, strlen(text), 0);
+    const uint64_t parts[] = {(uint64_t)major, (uint64_t)minor, cuda_library_stamp(CUDA_NVRTC)};
+    *identity = hash_bytes(parts, sizeof parts, 0);
     return result == NVRTC_SUCCESS;
 }
 

@@ -7,6 +7,7 @@
  *   library.c       these libraries, opened at run time; the table of symbols is library.def
  *   cubin.c         CUDA C -> cubins by NVRTC, with a cache keyed by content
  *   blas.c          matrix products through cuBLASLt
+ *   choices.c       which of its kernels run them: asked once for a card, and kept
  *   device.c        a card behind the runtime's device table
  *   cards.c         what is known of a card; its rows are cards.def
  *   roofline.c      the time of a training step on a card, from the program alone: a prediction
@@ -94,6 +95,8 @@ typedef struct CudaTable {
  * version: below CUDA_DRIVER_LEAST it is too old. */
 const CudaTable *cuda_library(CudaLibrary library, Diagnostics *diagnostics);
 const char *cuda_library_path(CudaLibrary library); /* where it was found; NULL */
+/* Of the file that was found: its size and time of change, as a hash.  0: it cannot be looked at. */
+uint64_t cuda_library_stamp(CudaLibrary library);
 /* Closes all, so that a test may look for them elsewhere. */
 void cuda_library_close(void);
 enum { CUDA_DRIVER_LEAST = 12000 }; /* as cuDriverGetVersion counts: 12.0 */
@@ -137,12 +140,26 @@ CubinResult *cubin_compile(const Text *sources, int source_count, const char *co
 void cubin_free(CubinResult *result);
 const char *cubin_options(void); /* as passed to NVRTC, without the architecture */
 
+/* ---- choices.c -----------------------------------------------------------------------------
+ * Which of cuBLASLt's kernels a product takes, and what that wants.  The library says that a choice may be
+ * kept for as long as the library stays the same. */
+typedef struct BlasChoice {
+    cublasLtMatmulAlgo_t algorithm;
+    int64_t workspace_bytes;
+} BlasChoice;
+/* Of the choices for products on a card, in the cache of compiled kernels (cache.c): by the library, the
+ * card's name, shapes and alignments. */
+void blas_choices_key(const CudaTable *blas, const char *card, const Product *products,
+                      int64_t (*alignments)[3], int count, char key[33]);
+BlasChoice *blas_choices_find(const char key[33], int count); /* to be freed; NULL: none are kept */
+void blas_choices_keep(const char key[33], const BlasChoice *choices, int count);
+
 /* ---- blas.c --------------------------------------------------------------------------------
  * A product is calls of cublasLtMatmul: one of its batch loops is the library's own strided batch,
  * other batch loops and the accumulate loops are calls each, adding (beta 1) from the second on.  Which
  * of its kernels the library takes is asked once for a product, and the same for all of the same
- * shape: with f32 accumulation, TF32 not allowed, and without reductions in place, whose order is
- * that of arrival. */
+ * shape: with f32 accumulation, TF32 only where the plan allows it, and without reductions in place,
+ * whose order is that of arrival. */
 typedef struct CudaProduct CudaProduct;
 enum { BLAS_WORKSPACE_BYTES = 32 << 20 }; /* that a product may ask for, at most */
 /* A failed call: what was called and its result; all 0 where none failed. */
@@ -152,11 +169,12 @@ typedef struct BlasFault {
 } BlasFault;
 enum { BLAS_ALIGNMENT = 256 }; /* bytes: of the card's allocations, at least */
 /* `alignment`: of A, B and C, in bytes, wherever the product is run: a power of two up to
- * BLAS_ALIGNMENT.  NULL with `fault` set. */
+ * BLAS_ALIGNMENT.  `known`: a choice of before, taken if the library still knows it; NULL.  The
+ * library is asked otherwise.  NULL with `fault` set. */
 CudaProduct *cuda_product_prepare(const CudaTable *blas, cublasLtHandle_t handle,
                                   const Product *product, const int64_t alignment[3],
-                                  BlasFault *fault);
-int64_t cuda_product_workspace_bytes(const CudaProduct *product);
+                                  const BlasChoice *known, BlasFault *fault);
+BlasChoice cuda_product_choice(const CudaProduct *product);
 /* Into `stream`; operands and workspace in the card's memory. */
 BlasFault cuda_product_run(const CudaProduct *product, const void *a, const void *b, void *c,
                            void *workspace, CUstream stream);

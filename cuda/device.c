@@ -279,31 +279,46 @@ static void product_alignment(const ProgramSet *set, int product, int64_t alignm
         }
 }
 
-static bool prepare_products(CudaDevice *d, const ProgramSet *set, Diagnostics *diagnostics) {
-    const CudaTable *blas =
-        set->product_count ? cuda_library(CUDA_BLASLT, diagnostics) : d->cuda;
-    if (!blas)
-        return false;
-    if (set->product_count && is_well(d)) {
-        cublasStatus_t status = blas->cublasLtCreate(&d->blas);
-        if (status != CUBLAS_STATUS_SUCCESS)
-            blas_called(d, (BlasFault){"cublasLtCreate", (int)status});
-    }
-    d->products = checked_alloc((size_t)set->product_count * sizeof(CudaProduct *));
-    d->product_count = set->product_count;
-    for (int i = 0; i < set->product_count && is_well(d); i++) {
+/* Each with the choice of before, if there is one; what is chosen now is kept. */
+static void choose_products(CudaDevice *d, const ProgramSet *set, const CudaTable *blas) {
+    int count = set->product_count;
+    int64_t(*alignments)[3] = checked_alloc((size_t)count * sizeof *alignments);
+    char key[33];
+    for (int i = 0; i < count; i++)
+        product_alignment(set, i, alignments[i]);
+    blas_choices_key(blas, d->title, set->products, alignments, count, key);
+    BlasChoice *known = blas_choices_find(key, count);
+    BlasChoice *chosen = checked_alloc((size_t)count * sizeof *chosen);
+    for (int i = 0; i < count && is_well(d); i++) {
         BlasFault fault = {0};
-        int64_t alignment[3];
-        product_alignment(set, i, alignment);
-        d->products[i] =
-            cuda_product_prepare(blas, d->blas, &set->products[i], alignment, &fault);
+        d->products[i] = cuda_product_prepare(blas, d->blas, &set->products[i], alignments[i],
+                                              known ? &known[i] : NULL, &fault);
         blas_called(d, fault);
         if (!d->products[i])
             break;
-        INTERNAL_CHECK(cuda_product_workspace_bytes(d->products[i]) <= BLAS_WORKSPACE_BYTES);
+        chosen[i] = cuda_product_choice(d->products[i]);
+        INTERNAL_CHECK(chosen[i].workspace_bytes <= BLAS_WORKSPACE_BYTES);
     }
-    if (!is_well(d) || !set->product_count)
+    if (is_well(d) && (!known || memcmp(known, chosen, (size_t)count * sizeof *chosen) != 0))
+        blas_choices_keep(key, chosen, count);
+    free(known);
+    free(chosen);
+    free(alignments);
+}
+
+static bool prepare_products(CudaDevice *d, const ProgramSet *set, Diagnostics *diagnostics) {
+    if (!set->product_count)
         return true;
+    const CudaTable *blas = cuda_library(CUDA_BLASLT, diagnostics);
+    if (!blas)
+        return false;
+    cublasStatus_t status = blas->cublasLtCreate(&d->blas);
+    if (status != CUBLAS_STATUS_SUCCESS)
+        blas_called(d, (BlasFault){"cublasLtCreate", (int)status});
+    d->products = checked_alloc((size_t)set->product_count * sizeof(CudaProduct *));
+    d->product_count = set->product_count;
+    if (is_well(d))
+        choose_products(d, set, blas);
     d->workspace_bytes = BLAS_WORKSPACE_BYTES; /* as planned before any library was asked */
     d->workspace = cuda_allocate(&d->device, d->workspace_bytes);
     if (!d->workspace && is_well(d))
@@ -330,7 +345,8 @@ static bool cuda_load(Device *device, const ProgramSet *set, Diagnostics *diagno
     if (!good)
         return false;
     load_modules(d);
-    return prepare_products(d, set, diagnostics) && report(d, diagnostics);
+    return is_well(d) ? prepare_products(d, set, diagnostics) && report(d, diagnostics)
+                      : report(d, diagnostics);
 }
 
 /* ---- running ------------------------------------------------------------------------- */

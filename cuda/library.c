@@ -3,6 +3,7 @@
 
 #include <dlfcn.h>
 #include <limits.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 /* What a library is called, newest first, and how one gets it. */
@@ -165,6 +166,16 @@ const CudaTable *cuda_library(CudaLibrary library, Diagnostics *diagnostics) {
 
 const char *cuda_library_path(CudaLibrary library) {
     return opened[library].handle ? opened[library].path : NULL;
+}
+
+uint64_t cuda_library_stamp(CudaLibrary library) {
+    struct stat info;
+    char text[128];
+    if (!opened[library].handle || stat(opened[library].path, &info) != 0)
+        return 0;
+    int length = snprintf(text, sizeof text, "%jd %jd.%09ld", (intmax_t)info.st_size,
+                          (intmax_t)info.st_mtim.tv_sec, info.st_mtim.tv_nsec);
+    return hash_bytes(text, (size_t)length, 0);
 }
 
 void cuda_library_close(void) {

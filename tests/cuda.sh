@@ -9,6 +9,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 export COLAC_SIMULATE_OBJECTS=$work/objects
 mkdir "$COLAC_SIMULATE_OBJECTS"
+export COLAC_BF16=1 # the card multiplies bf16 values, so this processor is to do it too
 failed=0
 fail() {
     echo "$1"
@@ -112,7 +113,7 @@ on_card seed=0 train $tiny --steps 2 --out "$work/other" >"$work/out" 2>&1 || fa
 sed 's/.*"calls":{//; s/[}"]//g; s/,/\n/g' "$work/report" >"$work/calls"
 [ "$(wc -l <"$work/calls")" -ge 50 ] || fail "only $(wc -l <"$work/calls") functions are called"
 fails() { # NAME N
-    case $1 in nvrtc*) rm -rf "$COLAC_CACHE" ;; esac
+    case $1 in nvrtc* | *Heuristic | *Preference*) rm -rf "$COLAC_CACHE" ;; esac # else not called
     on_card "fail=$1:$2" train $tiny --steps 2 --out "$work/kept" >"$work/out" 2>"$work/errors"
     code=$?
     [ $code = 1 ] || fail "$1, call $2 fails: exit $code: $(cat "$work/errors")"
@@ -123,9 +124,32 @@ fails() { # NAME N
     done
 }
 while IFS=: read -r name count; do
+    [ "$name" != cublasLtGetVersion ] || continue # it has no result that could be a failure
     fails "$name" 1
     [ "$count" -lt 2 ] || fails "$name" $((count / 2 + 1))
 done <"$work/calls"
+
+# ---- what cuBLASLt chose is kept ---------------------------------------------------------------
+chosen() { # SETTINGS ASKED CHECKED: how often
+    rm -rf "$work/other"
+    on_card "$1" train $tiny --steps 2 --out "$work/other" >"$work/out" 2>"$work/errors" || fail "$1: $(cat "$work/errors")"
+    cmp -s "$work/before" "$work/other/weights.safetensors" || fail "$1: other weights"
+    for call in AlgoGetHeuristic:$2 AlgoCheck:$3; do
+        count=$(field "$work/report" cublasLtMatmul${call%:*})
+        [ "${count:-0}" = ${call#*:} ] || fail "$1: $call expected, and $count came"
+    done
+}
+rm -rf "$COLAC_CACHE"
+products=$(sed -n 's/^cublasLtMatmulAlgoGetHeuristic://p' "$work/calls")
+chosen seed=0 "$products" 0
+chosen seed=0 0 "$products"
+chosen fail=cublasLtMatmulAlgoCheck:2 1 "$products" # the library no longer knows one: it is asked
+for entry in "$COLAC_CACHE"/*.choices; do printf x >>"$entry"; done
+chosen seed=0 "$products" 0 # a damaged entry
+chosen card=sm_80 "$products" 0 # another card
+chosen seed=0 0 "$products"
+[ "$(ls "$COLAC_CACHE"/*.choices | wc -l)" = 2 ] || fail "not one entry a card: $(ls "$COLAC_CACHE")"
+
 for name in cuGetErrorName cuGetErrorString; do # what is asked after a failure
     fails cuLaunchKernel "1,also=$name:1"
 done

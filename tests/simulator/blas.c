@@ -22,6 +22,11 @@ struct cublasLtMatmulPreferenceOpaque {
     uint32_t reductions;
 };
 
+size_t cublasLtGetVersion(void) {
+    called("cublasLtGetVersion");
+    return 130000;
+}
+
 cublasStatus_t cublasLtCreate(cublasLtHandle_t *handle) {
     CALL(cublasLtCreate, CUBLAS_STATUS_ALLOC_FAILED);
     *handle = calloc(1, sizeof **handle);
@@ -167,6 +172,21 @@ cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t handle, cublasLtMatmulDesc_t ope
     found->workspaceSize = WORKSPACE;
     found->state = CUBLAS_STATUS_SUCCESS;
     return CUBLAS_STATUS_SUCCESS;
+}
+
+/* It knows its own algorithms alone. */
+cublasStatus_t cublasLtMatmulAlgoCheck(cublasLtHandle_t handle, cublasLtMatmulDesc_t operation,
+                                       cublasLtMatrixLayout_t a, cublasLtMatrixLayout_t b,
+                                       cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t d,
+                                       const cublasLtMatmulAlgo_t *algorithm,
+                                       cublasLtMatmulHeuristicResult_t *result) {
+    CALL(cublasLtMatmulAlgoCheck, CUBLAS_STATUS_NOT_SUPPORTED);
+    (void)handle, (void)operation, (void)a, (void)b, (void)c, (void)d;
+    result->algo = *algorithm;
+    result->workspaceSize = WORKSPACE;
+    result->state =
+        algorithm->data[0] == WORKSPACE ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_NOT_SUPPORTED;
+    return result->state;
 }
 
 /* ---- products ------------------------------------------------------------------------------- */

@@ -54,7 +54,7 @@ CUresult cuDeviceGet(CUdevice *device, int number) {
 CUresult cuDeviceGetName(char *name, int length, CUdevice device) {
     (void)device;
     CALL(cuDeviceGetName, CUDA_ERROR_INVALID_VALUE);
-    snprintf(name, (size_t)length, "simulated card");
+    snprintf(name, (size_t)length, "simulated card, sm_%d", settings()->architecture);
     return CUDA_SUCCESS;
 }
 
