@@ -272,6 +272,7 @@ typedef struct Operand {
     int32_t number; /* which moment, which input; else 0 */
     int64_t offset; /* bytes */
     int64_t bytes;  /* extent from offset that may be touched */
+    bool scratch;   /* no value of the program, but a place to compute in */
 } Operand;
 
 typedef enum StepKind { STEP_LAUNCH, STEP_PRODUCT, STEP_COPY, STEP_ZERO } StepKind;
@@ -280,6 +281,7 @@ typedef struct Step {
     int32_t index; /* kernel or product of the program set */
     int operand_count;
     Operand *operands; /* product: A, B, C; copy: from, to; zero: what */
+    Operand workspace; /* of a product; 0 bytes where the device asks for none */
     int scalar_count;
     int32_t *scalars;    /* indices into Program.host_scalars */
     const char *label;   /* layer[3].attn.wq, for profiles */
@@ -295,10 +297,18 @@ typedef struct Program {
     int host_scalar_count;
     NodeId *host_scalars; /* evaluated before each run by program_scalar */
     const Function *function;
-    int64_t arena_bytes; /* the plan's, and kernels' scratch after it */
+    int64_t arena_bytes; /* the plan's, or more where scratch finds no gap in it */
 } Program;
 /* The value of host scalar `index`, given the function's runtime scalars. */
 double program_scalar(const Program *program, int index, const double *arguments);
+
+/* What a device gives programs.  The bits are the same for any. */
+typedef struct Room {
+    int64_t local_bytes;     /* of local buffers, for an iteration of a kernel's parallel loops */
+    int64_t workspace_bytes; /* of the arena, for a product while it runs; 0: none */
+    int64_t workspace_alignment;
+} Room;
+extern const Room host_room;
 
 /* All programs of a module; kernels and products are shared among them. */
 typedef struct ProgramSet {
@@ -313,14 +323,15 @@ typedef struct ProgramSet {
     Product *products;
     SlabList slabs;
     int64_t arena_bytes; /* the largest of the programs */
+    Room room; /* with which, and how, it was emitted */
+    bool apart;
 } ProgramSet;
-/* Emits every function but `init`.  `local_bytes`: of local buffers, that an iteration of a kernel's
- * parallel loops may have; the bits are the same for any. */
-enum { HOST_LOCAL_BYTES = 256 << 10 }; /* on a thread's stack, and in its cache */
-ProgramSet *emit_programs(const Module *module, int64_t local_bytes);
+/* Emits every function but `init`.  Kernels' scratch and products' workspace lie in gaps of the arena, or
+ * behind it (`apart`: always, so that values stay there that nobody reads any more). */
+ProgramSet *emit_programs(const Module *module, const Room *room, bool apart);
 /* What program_memory and products need of it alone: no programs, no kernels.  A quarter of the
  * time. */
-ProgramSet *outline_programs(const Module *module);
+ProgramSet *outline_programs(const Module *module, const Room *room, bool apart);
 void program_set_free(ProgramSet *set);
 /* memory_table with what only programs know: kernels' scratch, the inputs and what slabs are padded
  * by, in `workspace`, so that `peak` is what an executor holds. */

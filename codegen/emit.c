@@ -14,7 +14,6 @@ typedef ARRAY(NodeId) ScalarList;
 typedef struct Emitter {
     ProgramSet *set;
     Arena *arena;
-    int64_t local_bytes;
     StringMap kernel_by_text, product_by_text;
     ARRAY(Kernel *) kernels;
     ARRAY(const char *) kernel_names;
@@ -24,8 +23,12 @@ typedef struct Emitter {
     GroupIndex index;
     StepList steps;
     ScalarList scalars;
-    int64_t scratch_begin, scratch_bytes;
+    ArenaGaps *gaps;
+    int64_t arena_bytes; /* so far: as far as scratch reaches, or the planned ones */
 } Emitter;
+
+/* On a thread's stack, and in its cache.  Products have workspace of the device's own. */
+const Room host_room = {.local_bytes = 256 << 10, .workspace_alignment = SCRATCH_ALIGNMENT};
 
 static void *arena_copy(Arena *arena, const void *from, int64_t count, size_t size) {
     void *to = arena_alloc_array(arena, (size_t)count, size);
@@ -66,7 +69,7 @@ static Operand node_operand(const Emitter *e, NodeId id) {
     return (Operand){.space = SPACE_ARENA, .offset = node->placement.offset, .bytes = bytes};
 }
 
-/* Scratch memory lies behind the planned arena; kernels take it in turn. */
+/* `scratch`: where the next one of the kernel's is. */
 static Operand kernel_operand(const Emitter *e, const KernelOperand *operand,
                               int64_t *scratch) {
     Operand result = {0};
@@ -78,13 +81,45 @@ static Operand kernel_operand(const Emitter *e, const KernelOperand *operand,
     case OPERAND_INPUT:
         return (Operand){.space = SPACE_INPUT, .number = operand->id, .bytes = operand->bytes};
     case OPERAND_SCRATCH:
-        result = (Operand){.space = SPACE_ARENA,
-                           .offset = e->scratch_begin + *scratch,
-                           .bytes = operand->bytes};
+        result = (Operand){
+            .space = SPACE_ARENA, .offset = *scratch, .bytes = operand->bytes, .scratch = true};
         *scratch += scratch_aligned(operand->bytes);
         return result;
     }
     internal_error("an operand of no kind");
+}
+
+/* ---- scratch ------------------------------------------------------------------------- */
+
+static void begin_scratch(Emitter *e, const Function *function, Arena *arena) {
+    e->gaps = e->set->apart ? NULL : arena_gaps(function, arena);
+    e->arena_bytes = scratch_aligned(function->arena_bytes);
+}
+
+/* Where a group has `bytes` for itself: its offset in the arena. */
+static int64_t take_scratch(Emitter *e, int group, int64_t bytes, int64_t alignment) {
+    if (bytes == 0)
+        return 0;
+    int64_t behind = e->function->arena_bytes + alignment - 1;
+    int64_t place = e->set->apart ? behind / alignment * alignment
+                                  : arena_gap(e->gaps, group, bytes, alignment);
+    int64_t end = scratch_aligned(place + bytes);
+    e->arena_bytes = end > e->arena_bytes ? end : e->arena_bytes;
+    return place;
+}
+
+static int64_t kernel_scratch(Emitter *e, int group) {
+    return take_scratch(e, group, group_scratch_bytes(e->function, &e->index, group),
+                        SCRATCH_ALIGNMENT);
+}
+
+static Operand product_workspace(Emitter *e, int group) {
+    const Room *room = &e->set->room;
+    return (Operand){
+        .space = SPACE_ARENA,
+        .offset = take_scratch(e, group, room->workspace_bytes, room->workspace_alignment),
+        .bytes = room->workspace_bytes,
+        .scratch = true};
 }
 
 /* ---- labels -------------------------------------------------------------------------- */
@@ -269,13 +304,13 @@ static Step emit_zero(Emitter *e, int group) {
 
 static Step emit_launch(Emitter *e, int group) {
     LoweredGroup lowered =
-        lower_group(e->function, &e->index, group, e->local_bytes, arena_new());
+        lower_group(e->function, &e->index, group, e->set->room.local_bytes, arena_new());
     Step step = {.kind = STEP_LAUNCH,
                  .operand_count = lowered.operand_count,
                  .scalar_count = lowered.scalar_count,
                  .flops = group_flops(e, group),
                  .dot = -1};
-    int64_t scratch = 0;
+    int64_t begin = kernel_scratch(e, group), scratch = begin;
     step.operands =
         arena_alloc_array(e->arena, (size_t)step.operand_count, sizeof *step.operands);
     for (int i = 0; i < step.operand_count; i++)
@@ -283,9 +318,7 @@ static Step emit_launch(Emitter *e, int group) {
     step.scalars = arena_alloc_array(e->arena, (size_t)step.scalar_count, sizeof *step.scalars);
     for (int i = 0; i < step.scalar_count; i++)
         step.scalars[i] = host_scalar(e, lowered.scalars[i]);
-    INTERNAL_CHECK(scratch == group_scratch_bytes(e->function, &e->index, group));
-    if (scratch > e->scratch_bytes)
-        e->scratch_bytes = scratch;
+    INTERNAL_CHECK(scratch - begin == group_scratch_bytes(e->function, &e->index, group));
     step.bytes = kernel_traffic(lowered.kernel);
     step.label = group_label(e, group);
     step.index = share_kernel(e, lowered.kernel, step.label);
@@ -391,6 +424,7 @@ static Step emit_product(Emitter *e, int group) {
     step.operands[product.swapped] = view_operand(e, &a);
     step.operands[!product.swapped] = view_operand(e, &b);
     step.operands[2] = write ? state_operand(e, write->state) : node_operand(e, dot);
+    step.workspace = product_workspace(e, group);
     step.index = share_product(e, &product);
     step.label = product_label(e, dot, write);
     step.flops = 2 * product_terms(&product);
@@ -423,8 +457,7 @@ static Program emit_program(Emitter *e, const Function *function) {
     e->index = group_index(function, e->arena);
     e->steps = (StepList){0};
     e->scalars = (ScalarList){0};
-    e->scratch_begin = scratch_aligned(function->arena_bytes);
-    e->scratch_bytes = 0;
+    begin_scratch(e, function, e->arena);
     for (int group = 0; group < function->groups.count; group++) {
         bool product = function->groups.data[group].kind == GROUP_PRODUCT;
         Step step = product                   ? emit_product(e, group)
@@ -443,13 +476,13 @@ static Program emit_program(Emitter *e, const Function *function) {
         .host_scalar_count = (int)e->scalars.count,
         .host_scalars = arena_copy(e->arena, e->scalars.data, e->scalars.count, sizeof(NodeId)),
         .function = function,
-        .arena_bytes = e->scratch_begin + e->scratch_bytes};
+        .arena_bytes = e->arena_bytes};
     array_free(&e->steps);
     array_free(&e->scalars);
     return program;
 }
 
-static Emitter emitter_new(const Module *module) {
+static Emitter emitter_new(const Module *module, const Room *room, bool apart) {
     Arena *arena = arena_new();
     ProgramSet *set = arena_alloc(arena, sizeof *set);
     set->arena = arena;
@@ -457,6 +490,8 @@ static Emitter emitter_new(const Module *module) {
     set->programs =
         arena_alloc_array(arena, (size_t)module->functions.count, sizeof *set->programs);
     set->slabs = module_slabs(module, true, arena);
+    set->room = *room;
+    set->apart = apart;
     return (Emitter){.set = set, .arena = arena};
 }
 
@@ -476,9 +511,8 @@ static ProgramSet *emitter_finish(Emitter *e) {
     return set;
 }
 
-ProgramSet *emit_programs(const Module *module, int64_t local_bytes) {
-    Emitter emitter = emitter_new(module);
-    emitter.local_bytes = local_bytes;
+ProgramSet *emit_programs(const Module *module, const Room *room, bool apart) {
+    Emitter emitter = emitter_new(module, room, apart);
     ProgramSet *set = emitter.set;
     for (int64_t i = 0; i < module->functions.count; i++) {
         const Function *function = module->functions.data[i];
@@ -492,28 +526,28 @@ ProgramSet *emit_programs(const Module *module, int64_t local_bytes) {
     return emitter_finish(&emitter);
 }
 
-/* Shares the function's products; the bytes of its arena with its kernels' scratch. */
+/* Shares the function's products; the bytes of its arena with scratch. */
 static int64_t outline_function(Emitter *e, const Function *function) {
     Arena *arena = arena_new();
     e->function = function;
     e->index = group_index(function, arena);
-    int64_t scratch = 0;
+    begin_scratch(e, function, arena);
     for (int group = 0; group < function->groups.count; group++) {
         if (function->groups.data[group].kind == GROUP_PRODUCT) {
             View a, b, result;
             Product product = group_product(e, group, &a, &b, &result);
             share_product(e, &product);
-            continue;
+            product_workspace(e, group);
+        } else {
+            kernel_scratch(e, group);
         }
-        int64_t bytes = group_scratch_bytes(function, &e->index, group);
-        scratch = bytes > scratch ? bytes : scratch;
     }
     arena_free(arena);
-    return scratch_aligned(function->arena_bytes) + scratch;
+    return e->arena_bytes;
 }
 
-ProgramSet *outline_programs(const Module *module) {
-    Emitter emitter = emitter_new(module);
+ProgramSet *outline_programs(const Module *module, const Room *room, bool apart) {
+    Emitter emitter = emitter_new(module, room, apart);
     for (int64_t i = 0; i < module->functions.count; i++) {
         if (strcmp(module->functions.data[i]->name, "init") == 0)
             continue;
@@ -590,6 +624,8 @@ static void print_step(const ProgramSet *set, const Step *step, Text *out) {
     }
     for (int i = 0; i < step->operand_count; i++)
         print_operand(&step->operands[i], out);
+    if (step->workspace.bytes)
+        print_operand(&step->workspace, out);
     for (int i = 0; i < step->scalar_count; i++)
         text_printf(out, " s%d", step->scalars[i]);
     text_printf(out, " # %s\n", step->label);

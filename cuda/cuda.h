@@ -46,7 +46,6 @@
 enum { BLOCK_THREADS = 256, WARP_THREADS = 32 };
 enum { RESIDENT_THREADS = 1024 }; /* of a processor, at least: so a thread has at most 64 registers */
 enum { SHARED_BYTES = 48 << 10 };     /* of a block, without asking for more */
-enum { CUDA_LOCAL_BYTES = 44 << 10 }; /* for emit_programs: so that a team always fits in a block */
 typedef struct Launch {
     const char *name;   /* of the __global__ function */
     ValueId nest;       /* the outermost parallel loop; -1: a single iteration */
@@ -161,7 +160,7 @@ void blas_choices_keep(const char key[33], const BlasChoice *choices, int count)
  * shape: with f32 accumulation, TF32 only where the plan allows it, and without reductions in place,
  * whose order is that of arrival. */
 typedef struct CudaProduct CudaProduct;
-enum { BLAS_WORKSPACE_BYTES = 32 << 20 }; /* that a product may ask for, at most */
+enum { BLAS_WORKSPACE_BYTES = 32 << 20 }; /* that a product may ask for, at most: as NVIDIA advises */
 /* A failed call: what was called and its result; all 0 where none failed. */
 typedef struct BlasFault {
     const char *function; /* cublasLtMatmul; cublasLtMatmulAlgoGetHeuristic: it knows no kernel */
@@ -181,10 +180,9 @@ BlasFault cuda_product_run(const CudaProduct *product, const void *a, const void
 BlasFault cuda_product_free(CudaProduct *product); /* NULL is fine */
 
 /* ---- device.c ------------------------------------------------------------------------------
- * Of the card's memory, beside slabs, inputs and arena: cuBLASLt's workspace, kernels' scalars. */
-int64_t cuda_own_bytes(const ProgramSet *set);
-/*
- * The first card that the driver shows (CUDA_VISIBLE_DEVICES), with one stream.  Values from the host
+ * For emit_programs: local buffers of a team that always fit in a block, and cuBLASLt's workspace. */
+extern const Room cuda_room;
+/* The first card that the driver shows (CUDA_VISIBLE_DEVICES), with one stream.  Values from the host
  * go through pinned memory, piece by piece, without stopping the stream; a program is a CUDA graph,
  * captured at its second run.  The first call that fails is remembered with its name and the driver's
  * words.
@@ -230,7 +228,7 @@ int card_resident_blocks(const Card *card, const Launch *launch, const KernelRes
  *
  * and for each launch what a kernel of a graph costs.  Memory that was touched a moment ago, and fits
  * the cache with all that was touched since, is faster. */
-/* As predict_step (runtime.h), on a card; `set` was emitted with CUDA_LOCAL_BYTES. */
+/* As predict_step (runtime.h), on a card; `set` was emitted for cuda_room. */
 Prediction card_predict_step(const Card *card, const ProgramSet *set, int64_t micro_batches);
 /* Of each step of a program, into seconds[step_count]. */
 void card_predict_program(const Card *card, const ProgramSet *set, const Program *program,

@@ -44,10 +44,12 @@ typedef struct CudaDevice {
     cublasLtHandle_t blas;
     int product_count;
     CudaProduct **products;
-    void *workspace;
-    int64_t workspace_bytes;
     ARRAY(CUgraphExec) recordings;
 } CudaDevice;
+
+const Room cuda_room = {.local_bytes = 44 << 10,
+                        .workspace_bytes = BLAS_WORKSPACE_BYTES,
+                        .workspace_alignment = BLAS_ALIGNMENT};
 
 static CudaDevice *cuda_of(Device *device) {
     return (CudaDevice *)(void *)device;
@@ -199,10 +201,6 @@ static void cuda_synchronize(Device *device) {
     DRIVER(d, cuStreamSynchronize, d->stream);
 }
 
-int64_t cuda_own_bytes(const ProgramSet *set) {
-    return (set->product_count ? BLAS_WORKSPACE_BYTES : 0) + DEVICE_SCALAR_BYTES;
-}
-
 /* ---- loading ------------------------------------------------------------------------- */
 
 /* The launches of all kernels, and their names. */
@@ -319,13 +317,7 @@ static bool prepare_products(CudaDevice *d, const ProgramSet *set, Diagnostics *
     d->product_count = set->product_count;
     if (is_well(d))
         choose_products(d, set, blas);
-    d->workspace_bytes = BLAS_WORKSPACE_BYTES; /* as planned before any library was asked */
-    d->workspace = cuda_allocate(&d->device, d->workspace_bytes);
-    if (!d->workspace && is_well(d))
-        error_in_file(diagnostics, set->module->name,
-                      "no %.1f MiB of the card's memory for cuBLASLt's workspace",
-                      (double)d->workspace_bytes / 1048576);
-    return d->workspace || !is_well(d);
+    return true;
 }
 
 static bool report(CudaDevice *d, Diagnostics *diagnostics) {
@@ -371,11 +363,12 @@ static void cuda_launch(Device *device, int index, void *const *buffers,
     }
 }
 
-static void cuda_product(Device *device, int product, const void *a, const void *b, void *c) {
+static void cuda_product(Device *device, int product, const void *a, const void *b, void *c,
+                         void *workspace) {
     CudaDevice *d = cuda_of(device);
+    INTERNAL_CHECK(workspace); /* of cuda_room */
     if (is_well(d))
-        blas_called(d,
-                    cuda_product_run(d->products[product], a, b, c, d->workspace, d->stream));
+        blas_called(d, cuda_product_run(d->products[product], a, b, c, workspace, d->stream));
 }
 
 static void cuda_record(Device *device) {
@@ -402,7 +395,8 @@ static void cuda_replay(Device *device, void *recording) {
 }
 
 static int64_t cuda_scratch_bytes(Device *device) {
-    return cuda_of(device)->workspace_bytes;
+    (void)device;
+    return 0;
 }
 
 /* ---- opening and closing ------------------------------------------------------------- */
@@ -443,7 +437,6 @@ static void cuda_close(Device *device) {
     array_free(&d->recordings);
     free_kernels(d);
     free_products(d);
-    cuda_release(device, d->workspace);
     for (int i = 0; i < COUNT_OF(d->slots); i++) {
         if (d->slots[i].done)
             GIVE_BACK(d, cuEventDestroy_v2, d->slots[i].done);
@@ -489,7 +482,6 @@ CudaArchitecture device_cuda_architecture(const Device *device) {
 
 static const Device cuda_table = {
     .available_bytes = cuda_available_bytes,
-    .own_bytes = cuda_own_bytes,
     .failure = cuda_failure,
     .allocate = cuda_allocate,
     .release = cuda_release,

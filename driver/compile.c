@@ -42,11 +42,15 @@ static MemoryTable held_memory(const ProgramSet *set, const Options *options,
                                Scratchpads *known) {
     MemoryTable table = program_memory(set);
     int64_t extra = options->device == DEVICE_CUDA
-                        ? cuda_own_bytes(set)
+                        ? DEVICE_SCALAR_BYTES
                         : cpu_extra_bytes(set, options->threads, known);
     table.workspace += extra;
     table.peak += extra;
     return table;
+}
+
+static const Room *room_of(const Options *options) {
+    return options->device == DEVICE_CUDA ? &cuda_room : &host_room;
 }
 
 /* What the solver asks of a module that it tries. */
@@ -57,7 +61,8 @@ typedef struct Measuring {
 
 static MemoryTable measure_module(const Module *module, void *data) {
     Measuring *measuring = data;
-    ProgramSet *set = outline_programs(module);
+    ProgramSet *set =
+        outline_programs(module, room_of(measuring->options), measuring->options->no_reuse);
     MemoryTable table = held_memory(set, measuring->options, measuring->known);
     program_set_free(set);
     return table;
@@ -96,8 +101,7 @@ bool compile_programs(Compiled *compiled, const Options *options, bool for_train
         return false;
     double started = now_seconds();
     compiled->programs =
-        emit_programs(compiled->compilation->module,
-                      options->device == DEVICE_CUDA ? CUDA_LOCAL_BYTES : HOST_LOCAL_BYTES);
+        emit_programs(compiled->compilation->module, room_of(options), options->no_reuse);
     for (int i = 0; i < compiled->programs->product_count; i++) {
         Product *product = &compiled->programs->products[i];
         product->tf32 = compiled->compilation->tf32 && !product->bf16_operands;

@@ -25,6 +25,7 @@
  *   bounds.c     the bytes that no order of execution can do without
  *   packing.c    offsets for intervals of time with a size
  *   memory.c     the pass: a place in one arena for every value; the memory table
+ *   gaps.c       what is free of that arena while a group runs
  *   counts.c     dots, kernels, FLOPs of a finished module
  *
  * A pass is one file and one function, opens with what it needs, gives and reads from the plan and
@@ -492,6 +493,14 @@ typedef struct MemoryTable { /* lower_bound: no arena can be smaller with this o
 MemoryTable memory_table(const Module *module);
 /* The placed function with the largest arena, of which memory_table speaks; NULL: none has one. */
 const Function *largest_function(const Module *module);
+
+/* ---- gaps.c -------------------------------------------------------------------------------- */
+typedef struct ArenaGaps ArenaGaps;
+/* Of a function that memory has placed.  In `arena`. */
+ArenaGaps *arena_gaps(const Function *function, Arena *arena);
+/* Where `bytes` are free while the group runs, a multiple of `alignment`: the first such place, which
+ * may reach beyond function->arena_bytes.  Groups are asked for in ascending order. */
+int64_t arena_gap(ArenaGaps *gaps, int32_t group, int64_t bytes, int64_t alignment);
 
 /* ---- counts.c ------------------------------------------------------------------------------ */
 /* Structure counts of a module after fuse, for `expect` lines of tests. */

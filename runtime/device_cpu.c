@@ -160,8 +160,11 @@ static void cpu_launch(Device *device, int kernel, void *const *buffers,
     cpu_of(device)->kernels->functions[kernel](buffers, scalars);
 }
 
-static void cpu_product(Device *device, int product, const void *a, const void *b, void *c) {
+/* Threads have scratch of their own, which no plan knows: how many they are is told last. */
+static void cpu_product(Device *device, int product, const void *a, const void *b, void *c,
+                        void *workspace) {
     CpuDevice *cpu = cpu_of(device);
+    (void)workspace;
     product_run(cpu->products[product], a, b, c, cpu->scratch);
 }
 

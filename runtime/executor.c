@@ -18,6 +18,7 @@ typedef struct BoundStep {
     void **buffers;  /* an address for each operand */
     double *scalars; /* filled before a run */
     const double *device_scalars;
+    void *workspace; /* of a product; NULL */
 } BoundStep;
 
 typedef struct BoundProgram {
@@ -100,8 +101,7 @@ static MemoryNeed memory_need(const Device *device, const ProgramSet *set,
     }
     for (int i = 0; i < set->module->inputs.count; i++)
         need.inputs = saturated_sum(need.inputs, input_bytes(set->module, i));
-    if (device->own_bytes)
-        need.own = device->own_bytes(set);
+    need.own = device->on_host ? 0 : DEVICE_SCALAR_BYTES;
     int64_t rows[] = {need.weights, need.gradients, need.optimizer, need.others,
                       need.inputs,  need.arena,     need.own};
     for (int i = 0; i < COUNT_OF(rows); i++)
@@ -118,13 +118,10 @@ static void report_memory(const Module *module, const MemoryNeed *need, int64_t 
     const struct {
         const char *name;
         int64_t bytes;
-    } rows[] = {{"weights", need->weights},
-                {"gradients", need->gradients},
-                {"optimizer", need->optimizer},
-                {"tables", need->others},
-                {"inputs", need->inputs},
-                {"activations and workspace", need->arena},
-                {"products' workspace and scalars", need->own}};
+    } rows[] = {{"weights", need->weights},       {"gradients", need->gradients},
+                {"optimizer", need->optimizer},   {"tables", need->others},
+                {"inputs", need->inputs},         {"activations and workspace", need->arena},
+                {"scalars of kernels", need->own}};
     for (int i = 0; i < COUNT_OF(rows); i++)
         if (rows[i].bytes)
             note_at(d, (Span){0}, "%s: %s", rows[i].name, bytes_text(rows[i].bytes, size));
@@ -213,7 +210,10 @@ static void bind_program(Executor *executor, const Program *program, BoundProgra
     double *scalars = bound->scalars;
     for (int64_t i = 0; i < program->step_count; i++) {
         const Step *step = &program->steps[i];
-        bound->steps[i] = (BoundStep){step, buffers, scalars, NULL};
+        bound->steps[i] = (BoundStep){step, buffers, scalars, NULL, NULL};
+        if (step->workspace.bytes)
+            bound->steps[i].workspace =
+                space_base(executor, &step->workspace) + step->workspace.offset;
         for (int j = 0; j < step->operand_count; j++)
             *buffers++ = space_base(executor, &step->operands[j]) + step->operands[j].offset;
         scalars += step->scalar_count;
@@ -722,13 +722,13 @@ static int64_t first_bad(const Executor *executor, const void *at, DataType dtyp
     return first == INT64_MAX ? -1 : first;
 }
 
-/* Does the step write floats of its own through this operand, and which?  (Kernels' scratch,
- * past the plan's part of the arena, may hold anything.) */
-static bool operand_is_written(const ProgramSet *set, const Program *program, const Step *step,
-                               int operand, DataType *dtype) {
+/* Does the step write floats of its own through this operand, and which?  (Scratch may hold
+ * anything.) */
+static bool operand_is_written(const ProgramSet *set, const Step *step, int operand,
+                               DataType *dtype) {
     const Operand *o = &step->operands[operand];
     *dtype = o->space == SPACE_COPY ? TYPE_BF16 : TYPE_F32;
-    if (o->space == SPACE_ARENA && o->offset >= program->function->arena_bytes)
+    if (o->scratch)
         return false;
     if (step->kind == STEP_PRODUCT) {
         *dtype = set->products[step->index].bf16_result ? TYPE_BF16 : TYPE_F32;
@@ -757,7 +757,7 @@ static bool check_step(const Executor *executor, const Program *program, const B
     const Step *step = bound->step;
     for (int i = 0; i < step->operand_count; i++) {
         DataType dtype;
-        if (!operand_is_written(executor->set, program, step, i, &dtype))
+        if (!operand_is_written(executor->set, step, i, &dtype))
             continue;
         const Operand *operand = &step->operands[i];
         int64_t bad = first_bad(executor, bound->buffers[i], dtype, operand->bytes,
@@ -841,7 +841,8 @@ static void run_step(Device *device, const BoundStep *bound) {
         device->launch(device, step->index, buffers, bound->device_scalars);
         return;
     case STEP_PRODUCT:
-        device->product(device, step->index, buffers[0], buffers[1], buffers[2]);
+        device->product(device, step->index, buffers[0], buffers[1], buffers[2],
+                        bound->workspace);
         return;
     case STEP_COPY:
         device->copy(device, buffers[1], buffers[0], step->operands[1].bytes);

@@ -407,12 +407,15 @@ static void shape_free(TileShape *shape) {
 }
 
 /* ---- the plain product ----------------------------------------------------------------
- * Blocks of K are packed, A in panels of PLAIN_ROWS rows and B in panels of PLAIN_COLUMNS
- * columns; sums run in k order within a block, blocks are added in order. */
-enum { PLAIN_K = 256, PLAIN_ROWS = 4, PLAIN_COLUMNS = 16 };
+ * Blocks of K are packed, PLAIN_LINES rows of A and columns of B at a time, A in panels of PLAIN_ROWS
+ * rows and B in panels of PLAIN_COLUMNS columns; sums run in k order within a block, blocks are added
+ * in order. */
+enum { PLAIN_K = 256, PLAIN_LINES = 256, PLAIN_ROWS = 4, PLAIN_COLUMNS = 16 };
 
 static int64_t plain_scratch_bytes(int64_t rows, int64_t columns, int64_t k) {
     int64_t depth = k < PLAIN_K ? k : PLAIN_K;
+    rows = rows < PLAIN_LINES ? rows : PLAIN_LINES;
+    columns = columns < PLAIN_LINES ? columns : PLAIN_LINES;
     int64_t lines = round_up(rows, PLAIN_ROWS) + round_up(columns, PLAIN_COLUMNS);
     return lines * depth * (int64_t)sizeof(float);
 }
@@ -461,17 +464,23 @@ static void plain_block(const TileResult *c, int64_t depth, const float *packed_
 
 static void plain_tile(const Product *p, Elements a, Elements b, const TileResult *c, bool add,
                        char *scratch) {
-    int64_t rows = c->rows, columns = c->columns;
-    for (int64_t k = 0; k < p->k; k += PLAIN_K) {
-        int64_t depth = p->k - k < PLAIN_K ? p->k - k : PLAIN_K;
-        float *packed_a = (float *)(void *)scratch;
-        float *packed_b = packed_a + round_up(rows, PLAIN_ROWS) * depth;
-        plain_pack(elements_from(a, k * p->a_k), rows, p->a_m, depth, p->a_k, PLAIN_ROWS,
-                   packed_a);
-        plain_pack(elements_from(b, k * p->b_k), columns, p->b_n, depth, p->b_k, PLAIN_COLUMNS,
-                   packed_b);
-        plain_block(c, depth, packed_a, packed_b, add || k > 0);
-    }
+    float *packed_b = (float *)(void *)scratch;
+    for (int64_t k = 0; k < p->k; k += PLAIN_K)
+        for (int64_t n = 0; n < c->columns; n += PLAIN_LINES) {
+            int64_t depth = p->k - k < PLAIN_K ? p->k - k : PLAIN_K;
+            TileResult part = *c;
+            part.columns = c->columns - n < PLAIN_LINES ? c->columns - n : PLAIN_LINES;
+            plain_pack(elements_from(b, k * p->b_k + n * p->b_n), part.columns, p->b_n, depth,
+                       p->b_k, PLAIN_COLUMNS, packed_b);
+            float *packed_a = packed_b + round_up(part.columns, PLAIN_COLUMNS) * depth;
+            for (int64_t m = 0; m < c->rows; m += PLAIN_LINES) {
+                part.rows = c->rows - m < PLAIN_LINES ? c->rows - m : PLAIN_LINES;
+                part.memory = (float *)c->memory + m * c->row + n * c->column;
+                plain_pack(elements_from(a, k * p->a_k + m * p->a_m), part.rows, p->a_m, depth,
+                           p->a_k, PLAIN_ROWS, packed_a);
+                plain_block(&part, depth, packed_a, packed_b, add || k > 0);
+            }
+        }
 }
 
 /* Below this many multiply-adds a tile costs less in plain C than the library's call. */

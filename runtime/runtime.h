@@ -99,16 +99,13 @@ void product_free(PreparedProduct *prepared);
  * that cannot go on remembers why: from then on calls do nothing, and values that are read mean
  * nothing. */
 enum { FETCH_PLACES = 2, FETCH_BYTES = 1 << 20 };
-/* For the scalar arguments of kernels, on a device that is not the host. */
+/* What an executor takes for the scalar arguments of kernels, on a device that is not the host. */
 enum { DEVICE_SCALAR_BYTES = 1 << 20 };
 typedef struct Device Device;
 struct Device {
     const char *name, *title; /* title: what it is; NULL: no more than the name */
     bool on_host; /* its memory is read and written as any other */
     int64_t (*available_bytes)(Device *device); /* that can be had now */
-    /* What load takes for itself, and executors for kernels' scalars; known beforehand.  (NULL: what
-     * load takes is known when it is done, and is small.) */
-    int64_t (*own_bytes)(const ProgramSet *set);
     /* A sentence about the first thing that went wrong; NULL: nothing has.  (NULL: nothing can.) */
     const char *(*failure)(Device *device);
     void *(*allocate)(Device *device, int64_t bytes);            /* zeroed; NULL: no memory */
@@ -116,7 +113,8 @@ struct Device {
     bool (*load)(Device *device, const ProgramSet *set, Diagnostics *diagnostics); /* compiles */
     /* `scalars`: in the device's memory. */
     void (*launch)(Device *device, int kernel, void *const *buffers, const double *scalars);
-    void (*product)(Device *device, int product, const void *a, const void *b, void *c);
+    void (*product)(Device *device, int product, const void *a, const void *b, void *c,
+                    void *workspace); /* as wide as the step has it; NULL: it has none */
     void (*copy)(Device *device, void *to, const void *from, int64_t bytes); /* within it */
     void (*copy_in)(Device *device, void *to, const void *from, int64_t bytes);
     void (*copy_out)(Device *device, void *to, const void *from, int64_t bytes);

@@ -233,7 +233,7 @@ FUZZ_UNUSED static void place_states(Module *module) {
 
 /* What is measured without programs is what they measure. */
 FUZZ_UNUSED static void expect_same_outline(const ProgramSet *set) {
-    ProgramSet *outline = outline_programs(set->module);
+    ProgramSet *outline = outline_programs(set->module, &set->room, set->apart);
     MemoryTable expected = program_memory(set), got = program_memory(outline);
     assert_memory_equal(&got, &expected, sizeof got);
     assert_int_equal(outline->product_count, set->product_count);
@@ -242,7 +242,7 @@ FUZZ_UNUSED static void expect_same_outline(const ProgramSet *set) {
     program_set_free(outline);
 }
 
-static int64_t local_bytes = HOST_LOCAL_BYTES; /* of the kernels that emit_module makes */
+static const Room *room = &host_room; /* of the programs that emit_module makes */
 
 FUZZ_UNUSED static ProgramSet *emit_module(Module *module, bool no_fuse, bool no_reuse) {
     Diagnostics *diagnostics = diagnostics_new();
@@ -261,7 +261,7 @@ FUZZ_UNUSED static ProgramSet *emit_module(Module *module, bool no_fuse, bool no
         print_error("%s\n", violation);
     assert_null(violation);
     diagnostics_free(diagnostics);
-    ProgramSet *set = emit_programs(module, local_bytes);
+    ProgramSet *set = emit_programs(module, room, no_reuse);
     expect_same_outline(set);
     return set;
 }

@@ -233,7 +233,7 @@ static ProgramSet *programs_of(const Shipped *model, const char *plan, const cha
     assert_true(run_passes(&context, NULL, &reports));
     array_free(&reports);
     (*compilation)->module = context.module;
-    ProgramSet *set = emit_programs(context.module, CUDA_LOCAL_BYTES);
+    ProgramSet *set = emit_programs(context.module, &cuda_room, false);
     int kept = 0;
     for (int i = 0; i < set->kernel_count; i++) {
         if (string_map_get(seen, set->kernel_names[i], 0))

@@ -148,7 +148,7 @@ static void random_graphs(void **state) {
 }
 
 int main(void) {
-    local_bytes = CUDA_LOCAL_BYTES;
+    room = &cuda_room;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_op),
         cmocka_unit_test(reductions_in_the_fixed_order),

@@ -145,7 +145,7 @@ static void run_pass_list(Fixture *f, const char *passes, bool no_fuse, bool no_
 }
 
 static void open_executor(Fixture *f, const ExecutorOptions *options, int threads) {
-    f->set = emit_programs(f->module, HOST_LOCAL_BYTES);
+    f->set = emit_programs(f->module, &host_room, false);
     f->device = device_cpu_open(threads, f->diagnostics);
     assert_non_null(f->device);
     f->executor = executor_new(f->device, f->set, options, f->diagnostics);

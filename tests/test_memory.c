@@ -97,6 +97,37 @@ static int64_t bytes_in_use(const ValueLife *by_place, int64_t count, int32_t gr
     return bytes;
 }
 
+static bool is_free(const ValueLife *by_place, int64_t count, int32_t group, int64_t begin,
+                    int64_t end) {
+    for (int64_t i = 0; i < count; i++)
+        if (by_place[i].begin <= group && group <= by_place[i].end &&
+            by_place[i].offset < end && begin < by_place[i].offset + by_place[i].bytes)
+            return false;
+    return true;
+}
+
+/* For every other group: a place that is free, and none before it, as far as 512 are
+ * tried. */
+static void check_gaps(const Function *function, const ValueLife *by_place, int64_t count) {
+    static const int64_t sizes[] = {64, 1, 4096, 1 << 20};
+    static const int64_t alignments[] = {64, 256};
+    for (int k = 0; k < 8; k++) {
+        int64_t bytes = sizes[k % 4], alignment = alignments[k / 4];
+        Arena *arena = arena_new();
+        ArenaGaps *gaps = arena_gaps(function, arena);
+        for (int32_t group = k % 2; group < function->groups.count; group += 2) {
+            int64_t place = arena_gap(gaps, group, bytes, alignment);
+            assert_int_equal(place % alignment, 0);
+            assert_true(place <= function->arena_bytes + alignment);
+            assert_true(is_free(by_place, count, group, place, place + bytes));
+            int64_t step = place / 512 / alignment * alignment + alignment;
+            for (int64_t before = 0; before < place; before += step)
+                assert_false(is_free(by_place, count, group, before, before + bytes));
+        }
+        arena_free(arena);
+    }
+}
+
 static void check_lives(const Function *function) {
     Arena *arena = arena_new();
     ValueLife *lives;
@@ -124,6 +155,7 @@ static void check_lives(const Function *function) {
         peak = live[group] > peak ? live[group] : peak;
     }
     assert_true(peak <= function->arena_bytes);
+    check_gaps(function, lives, count);
     free(last);
     arena_free(arena);
 }

@@ -366,7 +366,7 @@ static bool finish_compiling(Compilation *compilation, Diagnostics *diagnostics)
     bool done = run_passes(&context, NULL, NULL);
     compilation->module = context.module;
     if (done)
-        program_set_free(emit_programs(context.module, HOST_LOCAL_BYTES));
+        program_set_free(emit_programs(context.module, &host_room, false));
     return done;
 }
 

@@ -142,7 +142,7 @@ static Planned compile_sized(const Sized *model, const char *plan) {
                        .defines = model->defines,
                        .define_count = define_count(model->defines)};
     Planned planned = compile_graph(&request, NULL);
-    planned.set = emit_programs(planned.module, HOST_LOCAL_BYTES);
+    planned.set = emit_programs(planned.module, &host_room, false);
     return planned;
 }
 

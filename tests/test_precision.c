@@ -115,7 +115,7 @@ static void begin(Fixture *f, const char *model, const char *plan, const Define 
                            .for_training = true};
     assert_true(run_passes(&context, NULL, NULL));
     f->module = context.module;
-    f->set = emit_programs(f->module, HOST_LOCAL_BYTES);
+    f->set = emit_programs(f->module, &host_room, false);
     f->device = device_cpu_open(2, f->diagnostics);
     ExecutorOptions options = {.poison = true};
     f->executor = executor_new(f->device, f->set, &options, f->diagnostics);

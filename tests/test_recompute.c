@@ -230,7 +230,7 @@ static float *run_program(uint64_t seed, int percent, bool no_fuse, int64_t *cou
     Stage stage = STAGE_GRAPH;
     assert_true(run_named_passes(&context, "layout,fuse,schedule,memory", &stage));
     module = context.module;
-    ProgramSet *set = emit_programs(module, HOST_LOCAL_BYTES);
+    ProgramSet *set = emit_programs(module, &host_room, false);
     Device *device = device_cpu_open(2, diagnostics);
     Executor *executor =
         executor_new(device, set, &(ExecutorOptions){.poison = true}, diagnostics);

@@ -252,7 +252,7 @@ static void model_seconds(const char *plan, const char *precision, const char *s
                            .for_training = true};
     assert_true(run_passes(&context, NULL, NULL));
     compilation->module = context.module;
-    ProgramSet *set = emit_programs(context.module, CUDA_LOCAL_BYTES);
+    ProgramSet *set = emit_programs(context.module, &cuda_room, false);
     for (int i = 0; i < count; i++)
         seconds[i] = card_predict_step(card_find(names[i]), set, 1).seconds;
     program_set_free(set);
