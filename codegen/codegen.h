@@ -304,8 +304,9 @@ double program_scalar(const Program *program, int index, const double *arguments
 
 /* What a device gives programs.  The bits are the same for any. */
 typedef struct Room {
-    int64_t local_bytes;     /* of local buffers, for an iteration of a kernel's parallel loops */
-    int64_t workspace_bytes; /* of the arena, for a product while it runs; 0: none */
+    int64_t local_bytes; /* of local buffers, for an iteration of a kernel's parallel loops */
+    /* Of the arena, for a product while it runs.  NULL: the device has its own. */
+    int64_t (*workspace_bytes)(const Product *product);
     int64_t workspace_alignment;
 } Room;
 extern const Room host_room;

@@ -113,13 +113,13 @@ static int64_t kernel_scratch(Emitter *e, int group) {
                         SCRATCH_ALIGNMENT);
 }
 
-static Operand product_workspace(Emitter *e, int group) {
+static Operand product_workspace(Emitter *e, int group, const Product *product) {
     const Room *room = &e->set->room;
-    return (Operand){
-        .space = SPACE_ARENA,
-        .offset = take_scratch(e, group, room->workspace_bytes, room->workspace_alignment),
-        .bytes = room->workspace_bytes,
-        .scratch = true};
+    int64_t bytes = room->workspace_bytes ? room->workspace_bytes(product) : 0;
+    return (Operand){.space = SPACE_ARENA,
+                     .offset = take_scratch(e, group, bytes, room->workspace_alignment),
+                     .bytes = bytes,
+                     .scratch = true};
 }
 
 /* ---- labels -------------------------------------------------------------------------- */
@@ -424,7 +424,7 @@ static Step emit_product(Emitter *e, int group) {
     step.operands[product.swapped] = view_operand(e, &a);
     step.operands[!product.swapped] = view_operand(e, &b);
     step.operands[2] = write ? state_operand(e, write->state) : node_operand(e, dot);
-    step.workspace = product_workspace(e, group);
+    step.workspace = product_workspace(e, group, &product);
     step.index = share_product(e, &product);
     step.label = product_label(e, dot, write);
     step.flops = 2 * product_terms(&product);
@@ -537,7 +537,7 @@ static int64_t outline_function(Emitter *e, const Function *function) {
             View a, b, result;
             Product product = group_product(e, group, &a, &b, &result);
             share_product(e, &product);
-            product_workspace(e, group);
+            product_workspace(e, group, &product);
         } else {
             kernel_scratch(e, group);
         }

@@ -127,12 +127,20 @@ static void prefer_alignment(Calls *calls, const CudaProduct *p,
              &all[i].bytes, sizeof all[i].bytes);
 }
 
+int64_t cuda_product_workspace(const Product *p) {
+    double elements = (double)p->m * (double)p->n;
+    for (int i = 0; i < p->batch_count; i++)
+        elements *= (double)p->batch[i].extent;
+    double bytes = BLAS_WORKSPACE_LEAST + BLAS_PARTS * (double)sizeof(float) * elements;
+    return bytes < BLAS_WORKSPACE_MOST ? (int64_t)bytes : BLAS_WORKSPACE_MOST;
+}
+
 /* Asks the library which of its kernels it would take. */
 static void ask(Calls *calls, CudaProduct *p, const int64_t alignment[3]) {
     cublasLtMatmulPreference_t preference = NULL;
     cublasLtMatmulHeuristicResult_t found = {0};
     int count = 0;
-    uint64_t workspace = BLAS_WORKSPACE_BYTES;
+    uint64_t workspace = (uint64_t)cuda_product_workspace(&p->shape);
     uint32_t reductions =
         CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE | CUBLASLT_REDUCTION_SCHEME_OUTPUT_TYPE;
     CALL(calls, p->blas, cublasLtMatmulPreferenceCreate, &preference);
@@ -162,7 +170,7 @@ static bool is_known(const Calls *calls, const CudaProduct *p, const BlasChoice 
                                          p->result, p->result, &choice->algorithm, &found);
     return status == CUBLAS_STATUS_SUCCESS && found.state == CUBLAS_STATUS_SUCCESS &&
            (int64_t)found.workspaceSize == choice->workspace_bytes &&
-           choice->workspace_bytes <= BLAS_WORKSPACE_BYTES;
+           choice->workspace_bytes <= cuda_product_workspace(&p->shape);
 }
 
 CudaProduct *cuda_product_prepare(const CudaTable *blas, cublasLtHandle_t handle,

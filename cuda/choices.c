@@ -47,7 +47,7 @@ static void put_shape(const Product *p, const int64_t alignment[3],
 void blas_choices_key(const CudaTable *blas, const char *card, const Product *products,
                       int64_t (*alignments)[3], int count, char key[33]) {
     const uint64_t library[] = {blas->cublasLtGetVersion(), cuda_library_stamp(CUDA_BLASLT),
-                                BLAS_WORKSPACE_BYTES};
+                                BLAS_PARTS, BLAS_WORKSPACE_LEAST, BLAS_WORKSPACE_MOST};
     size_t bytes = (size_t)count * SHAPE_NUMBERS * sizeof(int64_t);
     int64_t *shapes = checked_alloc(bytes);
     for (int i = 0; i < count; i++)

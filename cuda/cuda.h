@@ -160,7 +160,10 @@ void blas_choices_keep(const char key[33], const BlasChoice *choices, int count)
  * shape: with f32 accumulation, TF32 only where the plan allows it, and without reductions in place,
  * whose order is that of arrival. */
 typedef struct CudaProduct CudaProduct;
-enum { BLAS_WORKSPACE_BYTES = 32 << 20 }; /* that a product may ask for, at most: as NVIDIA advises */
+/* What a product may have for computing in: room for so many parts of its sums, in f32, and for what
+ * kernels of the library want in any case; at most what NVIDIA advises for an H100. */
+enum { BLAS_PARTS = 32, BLAS_WORKSPACE_LEAST = 1 << 20, BLAS_WORKSPACE_MOST = 32 << 20 };
+int64_t cuda_product_workspace(const Product *product);
 /* A failed call: what was called and its result; all 0 where none failed. */
 typedef struct BlasFault {
     const char *function; /* cublasLtMatmul; cublasLtMatmulAlgoGetHeuristic: it knows no kernel */

@@ -48,7 +48,7 @@ typedef struct CudaDevice {
 } CudaDevice;
 
 const Room cuda_room = {.local_bytes = 44 << 10,
-                        .workspace_bytes = BLAS_WORKSPACE_BYTES,
+                        .workspace_bytes = cuda_product_workspace,
                         .workspace_alignment = BLAS_ALIGNMENT};
 
 static CudaDevice *cuda_of(Device *device) {
@@ -295,7 +295,7 @@ static void choose_products(CudaDevice *d, const ProgramSet *set, const CudaTabl
         if (!d->products[i])
             break;
         chosen[i] = cuda_product_choice(d->products[i]);
-        INTERNAL_CHECK(chosen[i].workspace_bytes <= BLAS_WORKSPACE_BYTES);
+        INTERNAL_CHECK(chosen[i].workspace_bytes <= cuda_product_workspace(&set->products[i]));
     }
     if (is_well(d) && (!known || memcmp(known, chosen, (size_t)count * sizeof *chosen) != 0))
         blas_choices_keep(key, chosen, count);

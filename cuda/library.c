@@ -7,15 +7,21 @@
 #include <unistd.h>
 
 /* What a library is called, newest first, and how one gets it. */
+typedef struct LibraryFile {
+    const char *name;
+    int release; /* of CUDA, which the driver must be for, or for a later one; 0: none */
+} LibraryFile;
 typedef struct LibraryKind {
     const char *what;
-    const char *const *files;
+    const LibraryFile *files;
     const char *remedy;
 } LibraryKind;
 
-static const char *const driver_files[] = {"libcuda.so.1", NULL};
-static const char *const nvrtc_files[] = {"libnvrtc.so.13", "libnvrtc.so.12", NULL};
-static const char *const blas_files[] = {"libcublasLt.so.13", "libcublasLt.so.12", NULL};
+static const LibraryFile driver_files[] = {{"libcuda.so.1", 0}, {NULL, 0}};
+static const LibraryFile nvrtc_files[] = {
+    {"libnvrtc.so.13", 13}, {"libnvrtc.so.12", 12}, {NULL, 0}};
+static const LibraryFile blas_files[] = {
+    {"libcublasLt.so.13", 13}, {"libcublasLt.so.12", 12}, {NULL, 0}};
 static const LibraryKind kinds[CUDA_LIBRARY_COUNT] = {
     [CUDA_DRIVER] =
         {"the CUDA driver", driver_files,
@@ -66,13 +72,23 @@ static void note_path(struct Opened *library, const char *asked, void *symbol) {
              symbol && dladdr(symbol, &info) && info.dli_fname ? info.dli_fname : asked);
 }
 
+/* The release of CUDA that the driver is for, where it is open; else one later than all. */
+static int driver_release(void) {
+    int version = 0;
+    bool known = opened[CUDA_DRIVER].handle && table.cuDriverGetVersion &&
+                 table.cuDriverGetVersion(&version) == CUDA_SUCCESS;
+    return known ? version / 1000 : INT_MAX;
+}
+
 static bool open_library(CudaLibrary library, Text *looked_for) {
     char folders[3][PATH_MAX];
-    int count = search_folders(folders);
-    for (const char *const *file = kinds[library].files; *file; file++)
+    int count = search_folders(folders), newest = library == CUDA_DRIVER ? 0 : driver_release();
+    for (const LibraryFile *file = kinds[library].files; file->name; file++)
         for (int i = -1; i < count; i++) {
             char path[PATH_MAX + 64];
-            snprintf(path, sizeof path, "%s%s", i < 0 ? "" : folders[i], *file);
+            if (file->release > newest)
+                continue;
+            snprintf(path, sizeof path, "%s%s", i < 0 ? "" : folders[i], file->name);
             opened[library].handle = dlopen(path, RTLD_NOW | RTLD_LOCAL);
             if (opened[library].handle) {
                 snprintf(opened[library].path, PATH_MAX, "%.*s", PATH_MAX - 1, path);
@@ -146,9 +162,13 @@ const CudaTable *cuda_library(CudaLibrary library, Diagnostics *diagnostics) {
     const char *missing = NULL;
     bool good = open_library(library, &looked_for);
     if (!good) {
-        help(error_in_file(diagnostics, kind->files[0], "%s was not found: looked for %s",
-                           kind->what, text_string(&looked_for)),
-             "%s", kind->remedy);
+        Diagnostic *d =
+            error_in_file(diagnostics, kind->files->name, "%s was not found: looked for %s",
+                          kind->what, text_string(&looked_for));
+        if (library != CUDA_DRIVER && kind->files->release > driver_release())
+            note_at(d, (Span){0}, "the driver is for CUDA %d, so `%s` was not looked for",
+                    driver_release(), kind->files->name);
+        help(d, "%s", kind->remedy);
     } else if ((missing = find_symbols(library))) {
         help(error_in_file(diagnostics, opened[library].path,
                            "%s that was found has no function `%s`: it is too old", kind->what,

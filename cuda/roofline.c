@@ -135,7 +135,6 @@ static const struct Tile {
              {64, 256, 0.94}, {128, 64, 0.89}, {64, 128, 0.89}, {64, 64, 0.67}};
 enum { TILE_DEPTH = 32 };   /* of one step along the summed axis */
 enum { SPLIT_DEPTH = 256 }; /* of the summed axis that a part has, at least */
-enum { MOST_SPLITS = 32 };
 
 static double whole_parts(int64_t number, int64_t part) {
     int64_t parts = (number + part - 1) / part;
@@ -167,9 +166,9 @@ static double call_seconds(const Card *card, const Product *p, int64_t batch, do
     double sums = (double)p->m * (double)p->n * (double)batch * sizeof(float);
     for (int t = 0; t < COUNT_OF(tiles); t++) {
         const struct Tile *tile = &tiles[t];
-        for (int splits = 1; splits <= MOST_SPLITS; splits++) {
-            if (splits > 1 &&
-                (p->k / splits < SPLIT_DEPTH || sums * splits > BLAS_WORKSPACE_BYTES))
+        for (int splits = 1; splits <= BLAS_PARTS; splits++) {
+            if (splits > 1 && (p->k / splits < SPLIT_DEPTH ||
+                               sums * splits > (double)cuda_product_workspace(p)))
                 break;
             double depth = whole_parts((p->k + splits - 1) / splits, TILE_DEPTH) * TILE_DEPTH;
             double one = 2.0 * tile->rows * tile->columns * depth / (flops * tile->share) +

@@ -27,7 +27,8 @@ done >"$work/text"
 cat >"$work/plans.cola" <<'END'
 use "std.cola"
 plan full { }
-plan budget { memory 36 MiB }
+plan budget { memory 5.5 MiB }
+plan whole { memory 59 MiB }
 plan fast { precision tf32 }
 END
 
@@ -36,7 +37,9 @@ on_card() { # SETTINGS ARGUMENTS…
     shift
     LD_LIBRARY_PATH=$BUILD/tests/simulated COLAC_SIMULATE=report=$work/report,$settings "$COLAC" "$@"
 }
-small="models/llama.cola --preset nano -D B=2 -D S=32 -D L=2 -D D=48 -D F=128 -D H=2 -D batch=4 --recipe $work/recipe.cola:two"
+whole="models/llama.cola --preset nano -D B=2 -D S=32 --recipe $work/recipe.cola:two"
+small="$whole -D L=2 -D D=48 -D F=128 -D H=2"
+model=$small
 cat >"$work/recipe.cola" <<'END'
 recipe two { optimizer adamw(lr = 1e-2)
              clip 0.5
@@ -49,9 +52,9 @@ same() { # NAME SETTINGS ARGUMENTS…
     name=$1 settings=$2
     shift 2
     rm -rf "$work/cpu" "$work/card"
-    "$COLAC" train $small "$@" --data "$work/data" --out "$work/cpu" --json >"$work/cpu.log" 2>"$work/cpu.errors" ||
+    "$COLAC" train $model "$@" --data "$work/data" --out "$work/cpu" --json >"$work/cpu.log" 2>"$work/cpu.errors" ||
         fail "$name: the CPU's run failed: $(cat "$work/cpu.errors")"
-    on_card "$settings" train $small "$@" --device cuda --data "$work/data" --out "$work/card" --json \
+    on_card "$settings" train $model "$@" --device cuda --data "$work/data" --out "$work/card" --json \
         >"$work/card.log" 2>"$work/errors" || fail "$name: $(cat "$work/errors")"
     cmp -s "$work/cpu/weights.safetensors" "$work/card/weights.safetensors" || fail "$name: other weights"
     for log in cpu card; do
@@ -64,7 +67,7 @@ same() { # NAME SETTINGS ARGUMENTS…
     for left in live_bytes modules streams events graphs recordings pinned contexts blas; do
         [ "$(field "$work/report" $left)" = 0 ] || fail "$name: $(field "$work/report" $left) $left were not given back"
     done
-    promised=$("$COLAC" check $small "$@" --device cuda --json | sed -n 's/.*"peak": *\([0-9]*\).*/\1/p')
+    promised=$("$COLAC" check $model "$@" --device cuda --json | sed -n 's/.*"peak": *\([0-9]*\).*/\1/p')
     used=$(field "$work/report" peak_bytes)
     [ "$promised" = "$used" ] || fail "$name: $promised bytes promised, $used used"
 }
@@ -79,6 +82,17 @@ same "tf32" seed=0 --plan "$work/plans.cola:fast"
 grep -q "does not multiply tf32 values: products are computed in f32" "$work/cpu.errors" || fail "tf32 on a CPU without a word"
 same "a budget" seed=3 --plan "$work/plans.cola:budget"
 same "other interleavings" seed=5 --plan cola_m
+model=$whole # all layers of the preset, at their width
+same "whole nano" seed=0 --plan cola_m
+if [ "${COLAC_FUZZ:-0}" -ge 100000 ]; then
+    for precision in f32 bf16; do
+        for plan in full cola cola_m cola_lean; do
+            same "whole nano, $plan, $precision" seed=1 --plan $plan --precision $precision
+        done
+        same "whole nano, a budget, $precision" seed=2 --plan "$work/plans.cola:whole" --precision $precision
+    done
+fi
+model=$small
 
 # ---- predictions say that they are such ----------------------------------------------------------
 "$COLAC" plan models/llama.cola --preset 7b --plan full,cola --precision bf16 --device cuda >"$work/out" ||
@@ -100,6 +114,7 @@ refused() { # WORDS SETTINGS ARGUMENTS…
 }
 refused "the driver shows no card" cards=0 --device cuda
 refused "for CUDA 11.8, and colac needs one for 12.0" version=11080 --device cuda
+refused "the driver is for CUDA 12, so .libnvrtc.so.13. was not looked for" version=12040 --device cuda
 refused "is of architecture sm_80, not sm_90" card=sm_80 --device cuda:sm_90
 refused "does not know the architecture sm_70" card=sm_70 --device cuda
 refused "MiB of memory, and 2.0 MiB are available" memory=2097152 --device cuda
