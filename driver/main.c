@@ -104,6 +104,7 @@ int main(int argc, char **argv) {
         }
     if (command->computes)
         shorten_spinning(argv);
+    interrupts_guard();
     Options options;
     if (!options_parse(&options, command, argc, argv)) {
         options_free(&options);

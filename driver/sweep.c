@@ -9,7 +9,6 @@
 #include <jansson.h>
 #include <math.h>
 #include <omp.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -31,13 +30,6 @@ typedef struct Sweep {
     double measuring_seconds; /* of a combination's products, at most */
     bool failed;              /* a row or a file could not be had */
 } Sweep;
-
-static volatile sig_atomic_t interrupted;
-
-static void on_interrupt(int signal_number) {
-    (void)signal_number;
-    interrupted = 1;
-}
 
 static bool wrong(const char *format, ...) PRINTF_LIKE(1, 2);
 static bool wrong(const char *format, ...) {
@@ -501,7 +493,7 @@ static void run_combination(Sweep *sweep, Combination *c, int64_t at, int64_t co
     if (ready)
         sweep_add_texts(&sweep->table, compiled.compilation->texts, sweep->arena);
     int seeds = options->seed_count ? options->seed_count : 1;
-    for (int s = 0; s < seeds && !interrupted; s++) {
+    for (int s = 0; s < seeds && !interrupt_caught(); s++) {
         uint64_t seed = options->seed_count ? options->seeds[s] : options->seed;
         if (options->data && !options->json)
             fprintf(stderr, "[%lld/%lld] %s, seed %" PRIu64 "\n",
@@ -519,9 +511,7 @@ static void run_combination(Sweep *sweep, Combination *c, int64_t at, int64_t co
 }
 
 static void run_all(Sweep *sweep) {
-    struct sigaction action = {.sa_handler = on_interrupt, .sa_flags = (int)SA_RESETHAND};
-    struct sigaction before;
-    sigaction(SIGINT, &action, &before);
+    interrupts_catch();
     bool(*known)[MAX_OVER] = checked_alloc(MAX_PLANS * sizeof *known);
     Combinations all = {0};
     find_known(sweep, known);
@@ -532,13 +522,13 @@ static void run_all(Sweep *sweep) {
     if (sweep->options->device == DEVICE_CPU)
         sweep->machine = machine_profile_new();
     sweep->measuring_seconds = fmin(0.25, 3.0 / (double)all.count);
-    for (int64_t i = 0; i < all.count && !interrupted; i++)
+    for (int64_t i = 0; i < all.count && !interrupt_caught(); i++)
         run_combination(sweep, &all.data[i], i, all.count);
     if (sweep->machine)
         machine_profile_free(sweep->machine);
     array_free(&all);
     free(known);
-    sigaction(SIGINT, &before, NULL);
+    interrupts_release();
 }
 
 /* Opens the data: before anything is compiled, so that a wrong path is said at once. */
@@ -570,7 +560,7 @@ int run_sweep_command(Options *options) {
             run_all(sweep);
             if (!options->json)
                 sweep_print(&sweep->table);
-            code = interrupted ? 130 : sweep->failed;
+            code = interrupt_caught() ? 128 + interrupt_caught() : sweep->failed;
         }
     }
     for (int64_t i = 0; i < sweep->table.rows.count; i++)

@@ -12,6 +12,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <sched.h>
+#include <signal.h>
 #include <spawn.h>
 #include <sys/stat.h>
 #include <sys/utsname.h>
@@ -213,6 +214,25 @@ static char **plain_environment(void) {
     return plain;
 }
 
+/* With English messages, and taking the signals that our threads hold back. */
+static int spawn_plainly(Job *job, const char *path, const posix_spawn_file_actions_t *actions,
+                         char **arguments) {
+    char **environment = plain_environment();
+    posix_spawnattr_t attributes;
+    sigset_t none;
+    sigemptyset(&none);
+    posix_spawnattr_init(&attributes);
+    posix_spawnattr_setsigmask(&attributes, &none);
+    posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGMASK);
+    int failure =
+        posix_spawn(&job->process, path, actions, &attributes, arguments, environment);
+    posix_spawnattr_destroy(&attributes);
+    free(environment);
+    if (failure)
+        job->process = 0;
+    return failure;
+}
+
 /* Starts `compiler flags -o OBJECT SOURCE > LOG 2>&1`, in no shell.  An errno, or 0. */
 static int job_start(const Build *build, Job *job) {
     char source[PATH_MAX], object[PATH_MAX], log[PATH_MAX];
@@ -237,12 +257,7 @@ static int job_start(const Build *build, Job *job) {
     posix_spawn_file_actions_addopen(&actions, STDOUT_FILENO, log, O_WRONLY | O_CREAT | O_TRUNC,
                                      0600);
     posix_spawn_file_actions_adddup2(&actions, STDOUT_FILENO, STDERR_FILENO);
-    char **environment = plain_environment();
-    int failure = posix_spawn(&job->process, build->compiler->path, &actions, NULL, arguments,
-                              environment);
-    if (failure)
-        job->process = 0;
-    free(environment);
+    int failure = spawn_plainly(job, build->compiler->path, &actions, arguments);
     posix_spawn_file_actions_destroy(&actions);
     return failure;
 }

@@ -10,6 +10,7 @@
  *   mapping.c      Hugging Face names and layouts, from a .map text beside the model
  *   shards.c       token data: llm.c, nanoGPT and raw layouts, memory-mapped; the order of samples
  *   pack.c         `colac data pack`: text (plain, .gz, .dz) to shards
+ *   interrupts.c   Ctrl-C as a flag, and away from threads that compute
  *   machine.c      measured peak of products and memory; process memory
  *   predict.c      the time of a training step from measured machine figures, without running it
  *   engine.c       what a run is computed by: the executor, or the interpreter in double
@@ -341,6 +342,14 @@ bool data_pack(const char *const *paths, int count, const char *directory, PackR
 bool data_pack_shards(const char *const *paths, int count, const char *directory,
                       int64_t shard_tokens, PackReport *report, Diagnostics *diagnostics);
 
+/* ---- interrupts.c -------------------------------------------------------------------------- */
+/* Once, before there are other threads: those that come after do not take SIGINT and SIGTERM. */
+void interrupts_guard(void);
+/* From now on the first of them is remembered; a second one ends the process.  Not nested. */
+void interrupts_catch(void);
+void interrupts_release(void); /* as before */
+int interrupt_caught(void);    /* its number; 0: none since interrupts_catch */
+
 /* ---- machine.c ----------------------------------------------------------------------------- */
 typedef struct MachineFigures {
     double product_flops;  /* FLOP/s of a large f32 product, measured in about 50 ms */
@@ -477,7 +486,7 @@ typedef struct TrainOptions {
     DeviceOpener device;        /* unless the interpreter computes */
     ExecutorOptions executor;
     double compile_seconds;     /* so far: text to program */
-    TrainReport *report;        /* train: where the figures go; then SIGINT is left to the caller,
+    TrainReport *report;        /* train: where the figures go; then interrupts are left to the caller,
                                    and nothing but the progress line is printed.  NULL: printed */
     bool quiet;                 /* with a report: no progress line either */
 } TrainOptions;
@@ -485,8 +494,8 @@ typedef struct TrainOptions {
  * `diagnostics` without printing them, and return the exit code.
  *
  * Trains.  OUT/weights.safetensors, OUT/run.json and OUT/texts appear together at the end; a run
- * that fails leaves what was there.  An interrupt (SIGINT) ends the run after the update at hand: its
- * weights are written and the code is 130. */
+ * that fails leaves what was there.  An interrupt (SIGINT, SIGTERM) ends the run after the update at
+ * hand: its weights are written and the code is 128 + the signal's number. */
 int train(Compilation *compilation, const ProgramSet *set, const TrainOptions *options,
           Diagnostics *diagnostics);
 /* The loss and the gradient of every weight on the recipe's first batch, before clipping, in

@@ -4,7 +4,6 @@
 
 #include <errno.h>
 #include <math.h>
-#include <signal.h>
 #include <unistd.h>
 
 enum { MAX_VALIDATION_BATCHES = 50, MAX_PROBED_ELEMENTS = 8192 };
@@ -273,19 +272,9 @@ typedef struct Training {
     double mark; /* when the last update was done */
 } Training;
 
-static volatile sig_atomic_t interrupted;
-
-static void on_interrupt(int signal_number) {
-    (void)signal_number;
-    interrupted = 1;
-}
-
-/* A second interrupt ends the process: the handler serves once. */
-static struct sigaction catch_interrupts(void) {
-    struct sigaction action = {.sa_handler = on_interrupt, .sa_flags = (int)SA_RESETHAND};
-    struct sigaction before;
-    sigaction(SIGINT, &action, &before);
-    return before;
+/* Of this run: one whose figures go to a caller is not to be cut short. */
+static int interrupted(const Training *training) {
+    return training->session.options->report ? 0 : interrupt_caught();
 }
 
 static void report_stop(const Training *training, int64_t step, const char *what, double value,
@@ -422,7 +411,7 @@ static bool validate(Training *training) {
 
 static bool is_validation_step(const Training *training, int64_t step) {
     int64_t every = training->session.compilation->recipe.validate_every;
-    return training->session.validation && !interrupted &&
+    return training->session.validation && !interrupted(training) &&
            (step == training->steps || (every > 0 && step % every == 0));
 }
 
@@ -442,7 +431,7 @@ static bool finish_update(Training *training, int64_t step) {
 static bool run_updates(Training *training) {
     int64_t launched = 0, finished = 0;
     training->mark = now_seconds();
-    while (launched < training->steps && !interrupted) {
+    while (launched < training->steps && !interrupted(training)) {
         if (!launch_update(training, ++launched))
             return false;
         bool all =
@@ -478,7 +467,7 @@ static bool write_run(Training *training) {
                                      run_weights_path(options->out, session->arena), get_weight,
                                      session->engine, session->diagnostics);
     RunEnd end = {.steps = training->figures.step,
-                  .interrupted = interrupted != 0,
+                  .interrupted = interrupted(training) != 0,
                   .final_loss = training->figures.loss,
                   .validation_loss = training->figures.validation_loss};
     return weights && staged_is_true(session, weights) &&
@@ -571,8 +560,9 @@ static void training_begin(Training *training) {
 
 static void print_result(const Training *training) {
     const StepFigures *figures = &training->figures;
-    printf("%s after %lld updates: loss %.4f", interrupted ? "interrupted" : "trained",
-           (long long)figures->step, figures->loss);
+    printf("%s after %lld updates: loss %.4f",
+           interrupted(training) ? "interrupted" : "trained", (long long)figures->step,
+           figures->loss);
     if (!isnan(figures->validation_loss))
         printf(", validation loss %.4f", figures->validation_loss);
     printf("; weights in %s/weights.safetensors\n", training->session.options->out);
@@ -631,16 +621,14 @@ static void print_report(const Training *training, const TrainReport *report) {
 static int run_training(Training *training) {
     const TrainOptions *options = training->session.options;
     training_begin(training);
-    struct sigaction before = {0};
-    interrupted = 0;
     if (!options->report)
-        before = catch_interrupts();
+        interrupts_catch();
     bool good = run_updates(training);
     if (training->progress)
         progress_end(training->progress);
     good = good && (!options->out || write_run(training));
     if (!options->report)
-        sigaction(SIGINT, &before, NULL);
+        interrupts_release();
     if (good) {
         TrainReport report = report_of(training);
         if (options->report)
@@ -649,7 +637,8 @@ static int run_training(Training *training) {
             print_report(training, &report);
     }
     progress_free(training->progress);
-    return !good ? 1 : interrupted ? 130 : 0;
+    int signal_number = interrupted(training);
+    return !good ? 1 : signal_number ? 128 + signal_number : 0;
 }
 
 int train(Compilation *compilation, const ProgramSet *set, const TrainOptions *options,

@@ -1,6 +1,7 @@
 # `colac plan` and the reports of `colac check`: held to formulas that are computed here, and to each
 # other where two ways lead to one number.
 set -u
+export COLAC_BF16=1 # the figures of plans in bf16, on any processor
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 failed=0
