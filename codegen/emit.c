@@ -419,6 +419,7 @@ static Step emit_product(Emitter *e, int group) {
     const Write *write = product_write(e, group);
     View a, b, result;
     Product product = group_product(e, group, &a, &b, &result);
+    INTERNAL_CHECK(!product.bf16_result || product.accumulate_count == 0);
     Step step = {.kind = STEP_PRODUCT, .operand_count = 3, .dot = dot};
     step.operands = arena_alloc_array(e->arena, 3, sizeof *step.operands);
     step.operands[product.swapped] = view_operand(e, &a);

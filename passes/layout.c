@@ -619,6 +619,33 @@ static NodeId copy_operands(Layout *l, NodeId id, NodeId dot, int blocking) {
     return dot;
 }
 
+/* A result in bf16 that is a sum of several products is summed in f32 and rounded after: a library
+ * that runs them one by one would round each. */
+static NodeId round_after(Layout *l, NodeId dot) {
+    Function *fresh = l->rebuild.fresh;
+    const Node *node = node_at(fresh, dot);
+    View a, b, result = own_view(fresh, dot);
+    Product product;
+    int blocking;
+    INTERNAL_CHECK(view_of(fresh, node->inputs[0], &a) && view_of(fresh, node->inputs[1], &b));
+    INTERNAL_CHECK(product_of(fresh, dot, &a, &b, &result, &product, &blocking));
+    if (!product.bf16_result || product.accumulate_count == 0)
+        return dot;
+    Order order = order_of(fresh, dot);
+    Builder builder = builder_at(l, node);
+    builder.adjoint_of = node->adjoint_of;
+    const char *name = node->name;
+    Node *sum = &fresh->nodes.data[dot];
+    sum->type.dtype = TYPE_F32;
+    sum->name = NULL;
+    NodeId rounded = build_cast(&builder, dot, TYPE_BF16);
+    set_order(fresh, rounded, &order);
+    note_firm(l, rounded, true);
+    fresh->nodes.data[rounded].placement.stored = true;
+    fresh->nodes.data[rounded].name = name;
+    return rounded;
+}
+
 static void visit_dot(Layout *l, NodeId id) {
     const Node *old = &l->old->nodes.data[id];
     Function *fresh = l->rebuild.fresh;
@@ -628,8 +655,10 @@ static void visit_dot(Layout *l, NodeId id) {
     NodeId dot = copy_dot(l, id, operands);
     assign_order(l, id, dot);
     int blocking;
-    if (product_fits(l, dot, &blocking))
+    if (product_fits(l, dot, &blocking)) {
+        l->rebuild.map[id] = round_after(l, dot);
         return;
+    }
     Order wanted = order_of(fresh, dot), natural = plain_dot_order(l, node_at(fresh, dot));
     int64_t size = type_elements(l->module, old->type);
     bool small =
@@ -640,6 +669,7 @@ static void visit_dot(Layout *l, NodeId id) {
         dot = copy_operands(l, id, dot, blocking);
     Order got = order_of(fresh, dot);
     bool as_wanted = memcmp(&got, &wanted, sizeof got) == 0;
+    dot = round_after(l, dot);
     l->rebuild.map[id] = l->forced[id] && !as_wanted ? put_copy(l, dot, &wanted) : dot;
 }
 

@@ -296,6 +296,7 @@ typedef struct BudgetReport {
  * node is put in its way (counted in `check`).  After this pass also holds:
  *   - the operands of a dot and the table of a gather are views of values that can be stored
  *     (maps, dots, reductions, gathers, scatters, stacks), states or inputs;
+ *   - a dot with a bf16 result is one product: sums of several are f32, and a cast rounds them;
  *   - a write's value is a chain of renames, splits and merges (often none) over such a node, its
  *     *source*, whose dense memory is exactly the state's; write_source gives it;
  *   - a state with a plain write has no other write; a state with `+=` writes is not read. */

@@ -80,6 +80,7 @@ done
 same "tf32" seed=0 --plan "$work/plans.cola:fast"
 [ "$(field "$work/report" tf32_products)" -gt 10 ] || fail "precision tf32 allows no TF32"
 grep -q "does not multiply tf32 values: products are computed in f32" "$work/cpu.errors" || fail "tf32 on a CPU without a word"
+same "grouped-query heads" seed=0 --plan cola --precision bf16 -D H=4 -D J=2
 same "a budget" seed=3 --plan "$work/plans.cola:budget"
 same "other interleavings" seed=5 --plan cola_m
 model=$whole # all layers of the preset, at their width
