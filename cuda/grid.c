@@ -162,7 +162,9 @@ static bool can_be_neighbours(const LanesFacts *facts) {
 static void choose_team(Launch *launch, const LanesFacts *facts, bool waits) {
     launch->width = 1;
     launch->threads = 1;
-    if (facts->longest == 0)
+    /* One lane alone: other threads would load, as values of the team's, what it then stores in the same
+     * place (passes/lifetimes.c). */
+    if (facts->longest <= 1)
         return;
     if (facts->lanes > 1 || facts->longest_reduced > 0) {
         bool block = facts->lanes == REDUCE_LANES &&

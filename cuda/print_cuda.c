@@ -210,13 +210,15 @@ static void print_tree(CudaPrinter *p, ValueId id, const char *kind, int width,
     bool rounds = r.reduce->dtype == TYPE_BF16 && strcmp(name, r.name) == 0;
     print_wait(p, id);
     print_margin(&p->print);
-    text_printf(p->print.out, "const %s %s = %s%s_%s_", r.type, name,
-                rounds ? "bf16_round(" : "", r.kind, r.op);
-    if (p->launch->threads > WARP_THREADS)
-        text_printf(p->print.out, "block(exchange_%s[%d], %s_%s[0], %d)", r.kind,
-                    p->reductions++ % 2, kind, r.name, width);
+    text_printf(p->print.out, "const %s %s = %s", r.type, name, rounds ? "bf16_round(" : "");
+    if (p->launch->threads == 1)
+        text_printf(p->print.out, "%s_%s[0]", kind, r.name);
+    else if (p->launch->threads > WARP_THREADS)
+        text_printf(p->print.out, "%s_%s_block(exchange_%s[%d], %s_%s[0], %d)", r.kind, r.op,
+                    r.kind, p->reductions++ % 2, kind, r.name, width);
     else
-        text_printf(p->print.out, "warp(%s_%s, %d, %d)", kind, r.name, p->launch->width, width);
+        text_printf(p->print.out, "%s_%s_warp(%s_%s, %d, %d)", r.kind, r.op, kind, r.name,
+                    p->launch->width, width);
     text_printf(p->print.out, "%s;\n", rounds ? ")" : "");
 }
 

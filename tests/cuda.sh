@@ -80,6 +80,10 @@ done
 same "tf32" seed=0 --plan "$work/plans.cola:fast"
 [ "$(field "$work/report" tf32_products)" -gt 10 ] || fail "precision tf32 allows no TF32"
 grep -q "does not multiply tf32 values: products are computed in f32" "$work/cpu.errors" || fail "tf32 on a CPU without a word"
+same "sequences of one position" seed=0 --plan cola -D S=1
+model="models/gpt2.cola --preset nano -D B=2 -D S=16 -D L=1 -D D=1 -D H=1 --recipe $work/recipe.cola:two"
+same "rows of one element" seed=0 --plan full
+model=$small
 same "grouped-query heads" seed=0 --plan cola --precision bf16 -D H=4 -D J=2
 same "a budget" seed=3 --plan "$work/plans.cola:budget"
 same "other interleavings" seed=5 --plan cola_m
