@@ -1,7 +1,9 @@
 /* colac build: everything that would run, as files to read: programs, kernels, a report. */
 #include "driver/driver.h"
 
+#include <dirent.h>
 #include <errno.h>
+#include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -13,8 +15,60 @@ typedef struct Staging {
     const char *folder;
     bool is_new; /* the folder was made for them */
     ARRAY(NewFile *) files;
+    StringMap names; /* of the files */
     Diagnostics *diagnostics;
 } Staging;
+
+/* ---- the folder ---------------------------------------------------------------------- */
+
+static bool ends_in(const char *name, const char *end) {
+    size_t length = strlen(name), most = strlen(end);
+    return length > most && strcmp(name + length - most, end) == 0;
+}
+
+/* Is it the name of a file that builds write, under which it may be replaced or removed? */
+static bool is_of_build(const char *name) {
+    static const char *const names[] = {"report.txt", "module.ir", "micro.txt", "update.txt",
+                                        "eval.txt"};
+    static const char *const ends[] = {".c", ".so", ".cu", ".cubin"};
+    bool found = false;
+    for (int i = 0; i < COUNT_OF(names); i++)
+        found |= strcmp(name, names[i]) == 0;
+    for (int i = 0; i < COUNT_OF(ends); i++)
+        found |= strncmp(name, "kernels_", 8) == 0 && ends_in(name, ends[i]);
+    return found || ends_in(name, ".tmp"); /* of one that was killed */
+}
+
+/* A folder that holds anything else is not for builds.  False after reporting. */
+static bool is_for_builds(const char *path, Diagnostics *diagnostics) {
+    DIR *folder = opendir(path);
+    const struct dirent *entry;
+    bool fine = true;
+    while (folder && fine && (entry = readdir(folder))) {
+        fine = strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0 ||
+               is_of_build(entry->d_name);
+        if (!fine)
+            help(error_in_file(
+                     diagnostics, path,
+                     "there is something in the folder that no build has written: `%s`",
+                     entry->d_name),
+                 "name a folder that is new, empty or of an earlier build: `-o DIR`");
+    }
+    if (folder)
+        closedir(folder);
+    return fine;
+}
+
+/* What an earlier build left under names that this one does not use. */
+static void remove_earlier(const Staging *staging) {
+    DIR *folder = opendir(staging->folder);
+    const struct dirent *entry;
+    while (folder && (entry = readdir(folder)))
+        if (is_of_build(entry->d_name) && !string_map_get(&staging->names, entry->d_name, 0))
+            unlinkat(dirfd(folder), entry->d_name, 0);
+    if (folder)
+        closedir(folder);
+}
 
 static bool write_file(Staging *staging, const char *name, const Text *text) {
     Text path = {0};
@@ -25,6 +79,7 @@ static bool write_file(Staging *staging, const char *name, const Text *text) {
         return false;
     new_file_write(file, text_string(text), text->length);
     array_push(&staging->files, file);
+    string_map_set(&staging->names, name, 1);
     return new_file_sync(file, staging->diagnostics);
 }
 
@@ -36,6 +91,9 @@ static bool publish(Staging *staging, bool fine) {
         else
             new_file_abandon(staging->files.data[i]);
     array_free(&staging->files);
+    if (fine)
+        remove_earlier(staging);
+    string_map_free(&staging->names);
     if (!fine && staging->is_new)
         rmdir(staging->folder); /* succeeds where it is empty */
     return fine;
@@ -81,12 +139,22 @@ static void list_launches(const ProgramSet *set, Launches *launches, Names *name
     }
 }
 
-/* Occupancy: of the threads that a processor can hold, those that it does. */
+/* Percent, of the threads that a processor can hold, that it does. */
+static int occupancy_of(const Card *card, const Launch *launch, const KernelResources *r) {
+    return 100 * launch->threads * launch->teams * card_resident_blocks(card, launch, r) /
+           card->processor_threads;
+}
+
 static void report_launches(const Launches *launches, const CubinResult *result,
                             CudaArchitecture architecture, Text *out) {
     const Card *card = card_of_architecture(architecture);
     if (card)
         text_printf(out, "\noccupancy: of a processor of %s\n", card->title);
+    else
+        text_printf(out,
+                    "\nno figures of a card of architecture sm_%d are known: so no occupancy, "
+                    "and no predicted time\n",
+                    architecture);
     text_printf(out, "\n%9s %7s %9s %9s %7s %9s  %s\n", "blocks", "threads", "registers",
                 "shared B", "spill B", "occupancy", "kernel");
     for (int64_t i = 0; i < launches->count; i++) {
@@ -95,18 +163,44 @@ static void report_launches(const Launches *launches, const CubinResult *result,
         int threads = launch->threads * launch->teams;
         char occupancy[16] = "";
         if (card)
-            snprintf(occupancy, sizeof occupancy, "%d%%",
-                     100 * threads * card_resident_blocks(card, launch, r) /
-                         card->processor_threads);
+            snprintf(occupancy, sizeof occupancy, "%d%%", occupancy_of(card, launch, r));
         text_printf(out, "%9lld %7d %9d %9d %7d %9s  %s\n", (long long)launch->blocks, threads,
                     r->registers, r->shared_bytes, r->spill_bytes, occupancy, launch->name);
     }
 }
 
+static json_t *launches_json(const Launches *launches, const CubinResult *result,
+                             CudaArchitecture architecture) {
+    const Card *card = card_of_architecture(architecture);
+    json_t *array = json_array();
+    for (int64_t i = 0; i < launches->count; i++) {
+        const Launch *launch = &launches->data[i];
+        const KernelResources *r = &result->resources[i];
+        json_t *object = json_pack(
+            "{s:s, s:I, s:i, s:i, s:i, s:i}", "name", launch->name, "blocks",
+            (json_int_t)launch->blocks, "threads", launch->threads * launch->teams, "registers",
+            r->registers, "shared_bytes", r->shared_bytes, "spill_bytes", r->spill_bytes);
+        if (card)
+            json_object_set_new(object, "occupancy_percent",
+                                json_integer(occupancy_of(card, launch, r)));
+        json_array_append_new(array, object);
+    }
+    return array;
+}
+
+/* What the compiler made of the kernels. */
+typedef struct Compiling {
+    double seconds;
+    bool cached;
+    int64_t launch_count; /* CUDA */
+    Text table;           /* of them */
+    json_t *launches;
+} Compiling;
+
 /* The kernels' sources, and the cubins that they compile to.  A part has some tens of kernels: each
  * costs the preludes' compilation. */
 static bool write_cubins(const ProgramSet *set, CudaArchitecture architecture, Staging *staging,
-                         double *compile_seconds, Text *table) {
+                         Compiling *compiling) {
     Text sources[SOURCE_PARTS] = {{0}};
     Launches launches = {0};
     Names names = {0};
@@ -125,9 +219,13 @@ static bool write_cubins(const ProgramSet *set, CudaArchitecture architecture, S
         fine = write_file(staging, name, &cubin);
         text_free(&cubin);
     }
-    *compile_seconds = result ? result->seconds : 0;
-    if (result)
-        report_launches(&launches, result, architecture, table);
+    if (result) {
+        compiling->seconds = result->seconds;
+        compiling->cached = result->cached;
+        compiling->launch_count = launches.count;
+        report_launches(&launches, result, architecture, &compiling->table);
+        compiling->launches = launches_json(&launches, result, architecture);
+    }
     fine = fine && result;
     cubin_free(result);
     for (int i = 0; i < SOURCE_PARTS; i++)
@@ -138,7 +236,7 @@ static bool write_cubins(const ProgramSet *set, CudaArchitecture architecture, S
 }
 
 /* The kernels' sources, and the shared objects that they compile to. */
-static bool write_kernels(const ProgramSet *set, Staging *staging, double *compile_seconds) {
+static bool write_kernels(const ProgramSet *set, Staging *staging, Compiling *compiling) {
     Text sources[SOURCE_PARTS] = {{0}};
     emit_c(set, SOURCE_PARTS, sources);
     bool fine = write_sources(sources, SOURCE_PARTS, ".c", staging);
@@ -161,15 +259,17 @@ static bool write_kernels(const ProgramSet *set, Staging *staging, double *compi
         text_free(&object);
     }
     fine = fine && result;
-    *compile_seconds = result ? result->seconds : 0;
-    if (result)
+    if (result) {
+        compiling->seconds = result->seconds;
+        compiling->cached = result->cached;
         jit_free(result);
+    }
     for (int i = 0; i < SOURCE_PARTS; i++)
         text_free(&sources[i]);
     return fine;
 }
 
-static void report(const Options *options, const Compiled *compiled, double compile_seconds,
+static void report(const Options *options, const Compiled *compiled, const Compiling *compiling,
                    Text *out) {
     const ProgramSet *set = compiled->programs;
     char buffer[32];
@@ -185,13 +285,17 @@ static void report(const Options *options, const Compiled *compiled, double comp
                     compiled->reports.data[i].seconds,
                     (long long)compiled->reports.data[i].nodes);
     bool cuda = options->device == DEVICE_CUDA;
-    text_printf(out, "C to machine code   %8.3f s\n", compile_seconds);
+    text_printf(out, "%s   %8.3f s%s\n", cuda ? "CUDA C to cubins " : "C to machine code",
+                compiling->seconds, compiling->cached ? ": all were in the cache" : "");
     if (cuda)
         text_printf(out, "NVRTC's options     --gpu-architecture=sm_%d %s\n",
                     options->architecture, cubin_options());
     else
         text_printf(out, "compiler's flags    %s\n", jit_flags());
-    text_printf(out, "distinct kernels    %8d\n", set->kernel_count);
+    text_printf(out, "distinct kernels    %8d", set->kernel_count);
+    if (cuda)
+        text_printf(out, ", launched as %lld functions", (long long)compiling->launch_count);
+    text_puts(out, "\n");
     text_printf(out, "distinct products   %8d\n", set->product_count);
     for (int i = 0; i < set->program_count; i++)
         text_printf(out, "program %-12s%8lld steps, arena %s\n", set->programs[i].name,
@@ -206,28 +310,71 @@ static void report(const Options *options, const Compiled *compiled, double comp
                     card->title, card_predict_step(card, set, 1).seconds);
 }
 
+/* The same for programs. */
+static void print_report_json(const Options *options, const Compiled *compiled,
+                              const Compiling *compiling) {
+    const ProgramSet *set = compiled->programs;
+    json_t *passes = json_array(), *programs = json_array();
+    for (int64_t i = 0; i < compiled->reports.count; i++) {
+        const PassReport *pass = &compiled->reports.data[i];
+        json_array_append_new(passes,
+                              json_pack("{s:s, s:f, s:I}", "name", pass->name, "seconds",
+                                        pass->seconds, "nodes", (json_int_t)pass->nodes));
+    }
+    for (int i = 0; i < set->program_count; i++)
+        json_array_append_new(
+            programs, json_pack("{s:s, s:I, s:I}", "name", set->programs[i].name, "steps",
+                                (json_int_t)set->programs[i].step_count, "arena_bytes",
+                                (json_int_t)set->programs[i].arena_bytes));
+    bool cuda = options->device == DEVICE_CUDA;
+    json_t *object =
+        json_pack("{s:s, s:f, s:o, s:f, s:b, s:s, s:i, s:i, s:o, s:I}", "folder",
+                  options->output, "text_to_programs_s", compiled->seconds, "passes", passes,
+                  "compile_s", compiling->seconds, "compile_cached", (int)compiling->cached,
+                  "compiler_options", cuda ? cubin_options() : jit_flags(), "kernels",
+                  set->kernel_count, "products", set->product_count, "programs", programs,
+                  "peak_bytes", (json_int_t)planned_memory(compiled, options).peak);
+    const Card *card = cuda ? card_of_architecture(options->architecture) : NULL;
+    if (cuda)
+        json_object_set_new(object, "architecture",
+                            json_sprintf("sm_%d", options->architecture));
+    if (card)
+        json_object_set_new(
+            object, "predicted_step_s_on",
+            json_pack("{s:f}", card->name, card_predict_step(card, set, 1).seconds));
+    if (compiling->launches)
+        json_object_set(object, "launches", compiling->launches);
+    print_json_object(object);
+}
+
 /* Everything, or, after reporting, nothing. */
 static void write_build(const Options *options, const Compiled *compiled) {
     Staging staging = {.folder = options->output,
                        .is_new = access(options->output, F_OK) != 0,
                        .diagnostics = compiled->diagnostics};
-    Text text = {0}, table = {0};
-    double compile_seconds = 0;
-    bool fine = make_folder(staging.folder, staging.diagnostics) &&
-                write_programs(compiled->programs, &staging) &&
-                (options->device == DEVICE_CUDA
-                     ? write_cubins(compiled->programs, options->architecture, &staging,
-                                    &compile_seconds, &table)
-                     : write_kernels(compiled->programs, &staging, &compile_seconds));
+    Text text = {0};
+    Compiling compiling = {0};
+    bool fine =
+        make_folder(staging.folder, staging.diagnostics) &&
+        is_for_builds(staging.folder, staging.diagnostics) &&
+        write_programs(compiled->programs, &staging) &&
+        (options->device == DEVICE_CUDA
+             ? write_cubins(compiled->programs, options->architecture, &staging, &compiling)
+             : write_kernels(compiled->programs, &staging, &compiling));
     if (fine) {
-        report(options, compiled, compile_seconds, &text);
-        text_puts(&text, text_string(&table));
+        report(options, compiled, &compiling, &text);
+        text_puts(&text, text_string(&compiling.table));
         fine = write_file(&staging, "report.txt", &text);
     }
-    if (publish(&staging, fine))
-        fputs(text_string(&text), stdout);
+    if (publish(&staging, fine)) {
+        if (options->json)
+            print_report_json(options, compiled, &compiling);
+        else
+            fputs(text_string(&text), stdout);
+    }
     text_free(&text);
-    text_free(&table);
+    text_free(&compiling.table);
+    json_decref(compiling.launches);
 }
 
 int run_build_command(Options *options) {
@@ -238,6 +385,11 @@ int run_build_command(Options *options) {
     if (options->device == DEVICE_CUDA && !options->architecture) {
         fprintf(stderr, "colac build: for which architecture?  `--device cuda:sm_80` (A100), "
                         "`cuda:sm_90` (H100), `cuda:sm_100` (B200)\n");
+        return 2;
+    }
+    if (options->device == DEVICE_INTERPRETER) {
+        fprintf(stderr,
+                "colac build: the interpreter has no programs to write: `--device cpu`\n");
         return 2;
     }
     Compiled compiled;

@@ -124,6 +124,7 @@ typedef struct Figures {
     int kernels, dots, copies;
 } Figures;
 Figures figures_of(const Compiled *compiled, const Options *options);
+bool figures_fit(const Figures *figures, const Card *card); /* the peak, in its memory */
 double figures_products(const Figures *figures); /* FLOPs a token of all products */
 /* Elements of all weights; *low_rank (or NULL) grows by those of factorized blocks. */
 int64_t module_parameters(const Module *module, int64_t *low_rank);

@@ -101,6 +101,10 @@ double figures_products(const Figures *figures) {
     return f->forward + f->backward + f->recompute + f->head;
 }
 
+bool figures_fit(const Figures *figures, const Card *card) {
+    return figures->memory.peak <= card->memory_bytes;
+}
+
 /* ---- in print ------------------------------------------------------------------------- */
 
 void print_json_object(json_t *object) {
@@ -133,10 +137,15 @@ void print_figures_json(const Figures *figures, const char *plan) {
     if (figures->predicted > 0)
         json_object_set_new(object, "predicted_step_s", json_real(figures->predicted));
     if (figures->card_count) {
-        json_t *cards = json_object();
-        for (int i = 0; i < figures->card_count; i++)
-            json_object_set_new(cards, figures->cards[i]->name, json_real(figures->on_card[i]));
+        json_t *cards = json_object(), *too_small = json_array();
+        for (int i = 0; i < figures->card_count; i++) {
+            const Card *card = figures->cards[i];
+            json_object_set_new(cards, card->name, json_real(figures->on_card[i]));
+            if (!figures_fit(figures, card))
+                json_array_append_new(too_small, json_string(card->name));
+        }
         json_object_set_new(object, "predicted_step_s_on", cards);
+        json_object_set_new(object, "does_not_fit_on", too_small);
     }
     print_json_object(object);
 }

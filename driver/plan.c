@@ -276,6 +276,12 @@ static void find_cards(Predictor *predictor, CudaArchitecture architecture) {
     const Card *card = architecture ? card_of_architecture(architecture) : NULL;
     if (card)
         predictor->cards[predictor->card_count++] = card;
+    else if (architecture)
+        fprintf(
+            stderr,
+            "--device cuda:sm_%d:1:1: warning: no figures of a card of this architecture are "
+            "known, so no time is predicted\n",
+            architecture);
 }
 
 static Predictor predictor_new(const Options *options, int64_t plans) {
@@ -324,7 +330,8 @@ static const char *seconds_text(double seconds, char buffer[32]) {
 typedef struct Table {
     int name_width;
     Predictor predictor;
-    Figures first; /* the plan that ratios are of; no parameters: none yet */
+    Figures first;  /* the plan that ratios are of; no parameters: none yet */
+    bool too_large; /* for a card, some plan */
     bool known[MAX_DEFINES];
 } Table;
 
@@ -348,6 +355,9 @@ static void print_head(const Options *options, const Table *table) {
 static void print_row(const Table *table, const char *name, const Figures *figures) {
     char parameters[32], low[32], texts[5][32], kept[32], peak[32], seconds[32];
     const FlopTable *flops = &figures->flops;
+    bool fits[MAX_CARDS];
+    for (int i = 0; i < figures->card_count; i++)
+        fits[i] = figures_fit(figures, figures->cards[i]);
     printf("  %-*s %10s %9s %9s %9s %9s %9s %9s %5.3f %10s %10s", table->name_width, name,
            scaled_text((double)figures->parameters, parameters),
            scaled_text((double)figures->low_rank, low), scaled_text(flops->forward, texts[0]),
@@ -359,7 +369,21 @@ static void print_row(const Table *table, const char *name, const Figures *figur
     if (figures->predicted > 0)
         printf(" %10s", seconds_text(figures->predicted, seconds));
     for (int i = 0; i < figures->card_count; i++)
-        printf(" %10s", seconds_text(figures->on_card[i], seconds));
+        printf(" %*s%s", fits[i] ? 10 : 9, seconds_text(figures->on_card[i], seconds),
+               fits[i] ? "" : "*");
+    putchar('\n');
+}
+
+/* What a star in a row says. */
+static void print_foot(const Table *table) {
+    const Predictor *predictor = &table->predictor;
+    char memory[32];
+    if (!table->too_large)
+        return;
+    fputs("* does not fit in the card's memory:", stdout);
+    for (int i = 0; i < predictor->card_count; i++)
+        printf("%s %s %s", i ? "," : "", predictor->cards[i]->name,
+               memory_text(predictor->cards[i]->memory_bytes, memory));
     putchar('\n');
 }
 
@@ -387,6 +411,8 @@ static bool show_plan(const Options *options, const char *name, Table *table) {
         predict(&table->predictor, &compiled, &figures);
         if (table->first.parameters == 0)
             table->first = figures;
+        for (int i = 0; i < figures.card_count; i++)
+            table->too_large |= !figures_fit(&figures, figures.cards[i]);
         if (options->explain)
             explain(&own, &compiled, &figures);
         else if (options->json)
@@ -427,6 +453,8 @@ static bool show_plans(const Options *options, const PlanList *plans) {
         print_head(options, &table);
     for (int64_t i = 0; i < plans->names.count; i++)
         fine &= show_plan(options, plans->names.data[i], &table); /* all show */
+    if (!options->json)
+        print_foot(&table);
     fine &= check_defines(options, table.known);
     if (table.predictor.machine)
         machine_profile_free(table.predictor.machine);

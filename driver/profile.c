@@ -169,7 +169,7 @@ static Predicted predict(const Options *options, const Device *device, const Pro
 
 /* The CPU's peaks are measured; a card's are its maker's, of products as the plan has them. */
 static Peak peak_of(const Options *options, const Compiled *compiled, const Device *device) {
-    Peak peak = {.title = "a card that cuda/cards.def does not know"};
+    Peak peak = {0};
     const Card *card = card_of(options, device);
     if (card) {
         peak.flops = compiled->compilation->precision == TYPE_BF16 ? card->bf16_flops
@@ -179,7 +179,12 @@ static Peak peak_of(const Options *options, const Compiled *compiled, const Devi
         snprintf(peak.title, sizeof peak.title,
                  "%s; peaks of %s: products %.0f TFLOP/s, memory %.0f GB/s", device->title,
                  card->title, peak.flops / 1e12, peak.bytes / 1e9);
-    } else if (options->device != DEVICE_CUDA) {
+    } else if (options->device == DEVICE_CUDA) {
+        snprintf(
+            peak.title, sizeof peak.title,
+            "%s, sm_%d: no figures of such a card are known, so no prediction and no shares",
+            device->title, device_cuda_architecture(device));
+    } else {
         MachineFigures machine = machine_measure();
         peak.flops = machine.product_flops;
         peak.bytes = machine.copy_bytes;
@@ -224,19 +229,24 @@ static Measured measure(const Options *options, const Compiled *compiled, Device
 }
 
 static void print_measured_json(const Measured *measured, int64_t tokens) {
-    json_t *object = json_pack(
-        "{s:f, s:f, s:f, s:f, s:I, s:[]}", "step_s", measured->step_s, "predicted_step_s",
-        measured->predicted.seconds, "tokens_per_s", (double)tokens / measured->step_s,
-        "compile_s", measured->compile_s, "peak_bytes", (json_int_t)measured->bytes, "rows");
+    bool predicted = measured->predicted.seconds > 0;
+    json_t *object =
+        json_pack("{s:f, s:f, s:f, s:I, s:[]}", "step_s", measured->step_s, "tokens_per_s",
+                  (double)tokens / measured->step_s, "compile_s", measured->compile_s,
+                  "peak_bytes", (json_int_t)measured->bytes, "rows");
     INTERNAL_CHECK(object);
+    if (predicted)
+        json_object_set_new(object, "predicted_step_s", json_real(measured->predicted.seconds));
     for (int64_t i = 0; i < measured->rows.rows.count; i++) {
         const Row *row = &measured->rows.rows.data[i];
-        json_array_append_new(json_object_get(object, "rows"),
-                              json_pack("{s:s, s:f, s:f, s:f, s:f}", "label", row->label,
-                                        "seconds", row->seconds / measured->rounds,
-                                        "predicted_seconds", row->predicted / measured->rounds,
-                                        "flops", row->flops / measured->rounds, "bytes",
-                                        row->bytes / measured->rounds));
+        json_t *part =
+            json_pack("{s:s, s:f, s:f, s:f}", "label", row->label, "seconds",
+                      row->seconds / measured->rounds, "flops", row->flops / measured->rounds,
+                      "bytes", row->bytes / measured->rounds);
+        if (predicted)
+            json_object_set_new(part, "predicted_seconds",
+                                json_real(row->predicted / measured->rounds));
+        json_array_append_new(json_object_get(object, "rows"), part);
     }
     json_dumpf(object, stdout, JSON_COMPACT | JSON_REAL_PRECISION(9));
     putchar('\n');
@@ -252,7 +262,9 @@ static void print_measured(const Measured *measured, int64_t tokens) {
     printf("%s\n", peak->title);
     printf("a step of one micro-batch: %.4f s, %.0f tokens/s (median of %d)\n",
            measured->step_s, (double)tokens / measured->step_s, measured->rounds);
-    printf("predicted: %.4f s\n\n", measured->predicted.seconds);
+    if (measured->predicted.seconds > 0)
+        printf("predicted: %.4f s\n", measured->predicted.seconds);
+    putchar('\n');
     printf("%9s %9s %6s %5s %9s %6s %8s %6s  %s\n", "ms", "predicted", "share", "steps",
            "GFLOP/s", "peak", "GB/s", "copy", "step");
     double total = 0;
