@@ -34,8 +34,10 @@ static void print_flops(const Figures *figures) {
 }
 
 static void print_memory(const MemoryTable *memory, const Module *module) {
-    char bound[32], lost[32];
+    char bound[32], lost[32], behind[32];
     const Function *largest = largest_function(module);
+    int64_t placed =
+        largest ? largest->arena_bytes : 0; /* what is more, is scratch without a gap */
     printf("  memory of a training step\n");
     print_bytes("weights", memory->weights);
     print_bytes("gradients", memory->gradients);
@@ -48,10 +50,11 @@ static void print_memory(const MemoryTable *memory, const Module *module) {
     print_bytes("peak", memory->peak);
     printf("  the arena's values are at most %s at once; fragmentation loses %s (%.2f%%)\n",
            bytes_text(memory->lower_bound, bound),
-           bytes_text(memory->arena - memory->lower_bound, lost),
-           memory->arena > 0
-               ? 100.0 * (double)(memory->arena - memory->lower_bound) / (double)memory->arena
-               : 0.0);
+           bytes_text(placed - memory->lower_bound, lost),
+           placed > 0 ? 100.0 * (double)(placed - memory->lower_bound) / (double)placed : 0.0);
+    if (memory->arena > placed)
+        printf("  behind them %s for kernels and products to compute in\n",
+               bytes_text(memory->arena - placed, behind));
     if (largest)
         printf("  no order of execution can do with less than %s of them\n",
                bytes_text(order_bound(largest), bound));
