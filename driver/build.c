@@ -1,6 +1,7 @@
 /* colac build: everything that would run, as files to read: programs, kernels, a report. */
 #include "driver/driver.h"
 
+#include <ctype.h>
 #include <dirent.h>
 #include <errno.h>
 #include <jansson.h>
@@ -19,39 +20,80 @@ typedef struct Staging {
     Diagnostics *diagnostics;
 } Staging;
 
-/* ---- the folder ---------------------------------------------------------------------- */
+/* ---- the folder ----------------------------------------------------------------------
+ * A folder of builds is known by its report, which appears first: so a build that was killed leaves
+ * such a folder, or one with nothing but temporary files of its own. */
+
+enum { MAX_REPORT_BYTES = 1 << 26 };
+/* What every report has below its heading. */
+#define REPORT_MARK "\n\ntext to programs "
 
 static bool ends_in(const char *name, const char *end) {
     size_t length = strlen(name), most = strlen(end);
     return length > most && strcmp(name + length - most, end) == 0;
 }
 
-/* Is it the name of a file that builds write, under which it may be replaced or removed? */
-static bool is_of_build(const char *name) {
+/* Digits at the place, at least one: where they end.  NULL. */
+static const char *past_digits(const char *at) {
+    const char *end = at;
+    while (isdigit((unsigned char)*end))
+        end++;
+    return end > at ? end : NULL;
+}
+
+/* Is it, in its first `length` bytes, the name of a file that builds write? */
+static bool is_of_build(const char *name, size_t length) {
     static const char *const names[] = {"report.txt", "module.ir", "micro.txt", "update.txt",
                                         "eval.txt"};
     static const char *const ends[] = {".c", ".so", ".cu", ".cubin"};
     bool found = false;
     for (int i = 0; i < COUNT_OF(names); i++)
-        found |= strcmp(name, names[i]) == 0;
-    for (int i = 0; i < COUNT_OF(ends); i++)
-        found |= strncmp(name, "kernels_", 8) == 0 && ends_in(name, ends[i]);
-    return found || ends_in(name, ".tmp"); /* of one that was killed */
+        found |= strlen(names[i]) == length && memcmp(name, names[i], length) == 0;
+    const char *end = strncmp(name, "kernels_", 8) == 0 ? past_digits(name + 8) : NULL;
+    for (int i = 0; end && i < COUNT_OF(ends); i++)
+        found |= strncmp(end, ends[i], strlen(ends[i])) == 0 &&
+                 (size_t)(end - name) + strlen(ends[i]) == length;
+    return found;
+}
+
+/* The name of a file that was not published yet when its build was killed: `.NAME.PID-N.tmp`. */
+static bool is_leftover(const char *name) {
+    if (name[0] != '.' || !ends_in(name, ".tmp"))
+        return false;
+    const char *dot = name + strlen(name) - strlen(".tmp");
+    do
+        dot--;
+    while (dot > name && *dot != '.');
+    const char *end = past_digits(dot + 1);
+    end = end && *end == '-' ? past_digits(end + 1) : NULL;
+    return dot > name && end && strcmp(end, ".tmp") == 0 &&
+           is_of_build(name + 1, (size_t)(dot - name) - 1);
+}
+
+static bool has_report(const char *folder) {
+    Text path = {0};
+    size_t length = 0;
+    text_printf(&path, "%s/report.txt", folder);
+    char *report = read_file(text_string(&path), MAX_REPORT_BYTES, &length);
+    bool found = report && strstr(report, REPORT_MARK);
+    free(report);
+    text_free(&path);
+    return found;
 }
 
 /* A folder that holds anything else is not for builds.  False after reporting. */
 static bool is_for_builds(const char *path, Diagnostics *diagnostics) {
     DIR *folder = opendir(path);
     const struct dirent *entry;
-    bool fine = true;
+    bool fine = true, built = has_report(path);
     while (folder && fine && (entry = readdir(folder))) {
-        fine = strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0 ||
-               is_of_build(entry->d_name);
+        const char *name = entry->d_name;
+        fine = strcmp(name, ".") == 0 || strcmp(name, "..") == 0 || is_leftover(name) ||
+               (built && is_of_build(name, strlen(name)));
         if (!fine)
             help(error_in_file(
                      diagnostics, path,
-                     "there is something in the folder that no build has written: `%s`",
-                     entry->d_name),
+                     "there is something in the folder that no build has written: `%s`", name),
                  "name a folder that is new, empty or of an earlier build: `-o DIR`");
     }
     if (folder)
@@ -64,7 +106,9 @@ static void remove_earlier(const Staging *staging) {
     DIR *folder = opendir(staging->folder);
     const struct dirent *entry;
     while (folder && (entry = readdir(folder)))
-        if (is_of_build(entry->d_name) && !string_map_get(&staging->names, entry->d_name, 0))
+        if ((is_of_build(entry->d_name, strlen(entry->d_name)) &&
+             !string_map_get(&staging->names, entry->d_name, 0)) ||
+            is_leftover(entry->d_name))
             unlinkat(dirfd(folder), entry->d_name, 0);
     if (folder)
         closedir(folder);
@@ -83,9 +127,9 @@ static bool write_file(Staging *staging, const char *name, const Text *text) {
     return new_file_sync(file, staging->diagnostics);
 }
 
-/* All of them, or, where one of them failed, none, and no empty folder. */
+/* All of them, the report first, or, where one of them failed, none, and no empty folder. */
 static bool publish(Staging *staging, bool fine) {
-    for (int64_t i = 0; i < staging->files.count; i++)
+    for (int64_t i = staging->files.count - 1; i >= 0; i--)
         if (fine)
             fine = new_file_publish(staging->files.data[i], staging->diagnostics);
         else
@@ -310,41 +354,62 @@ static void report(const Options *options, const Compiled *compiled, const Compi
                     card->title, card_predict_step(card, set, 1).seconds);
 }
 
-/* The same for programs. */
-static void print_report_json(const Options *options, const Compiled *compiled,
-                              const Compiling *compiling) {
-    const ProgramSet *set = compiled->programs;
-    json_t *passes = json_array(), *programs = json_array();
-    for (int64_t i = 0; i < compiled->reports.count; i++) {
-        const PassReport *pass = &compiled->reports.data[i];
+static json_t *passes_json(const PassReports *reports) {
+    json_t *passes = json_array();
+    for (int64_t i = 0; i < reports->count; i++) {
+        const PassReport *pass = &reports->data[i];
         json_array_append_new(passes,
                               json_pack("{s:s, s:f, s:I}", "name", pass->name, "seconds",
                                         pass->seconds, "nodes", (json_int_t)pass->nodes));
     }
+    return passes;
+}
+
+static json_t *programs_json(const ProgramSet *set) {
+    json_t *programs = json_array();
     for (int i = 0; i < set->program_count; i++)
         json_array_append_new(
             programs, json_pack("{s:s, s:I, s:I}", "name", set->programs[i].name, "steps",
                                 (json_int_t)set->programs[i].step_count, "arena_bytes",
                                 (json_int_t)set->programs[i].arena_bytes));
-    bool cuda = options->device == DEVICE_CUDA;
-    json_t *object =
-        json_pack("{s:s, s:f, s:o, s:f, s:b, s:s, s:i, s:i, s:o, s:I}", "folder",
-                  options->output, "text_to_programs_s", compiled->seconds, "passes", passes,
-                  "compile_s", compiling->seconds, "compile_cached", (int)compiling->cached,
-                  "compiler_options", cuda ? cubin_options() : jit_flags(), "kernels",
-                  set->kernel_count, "products", set->product_count, "programs", programs,
-                  "peak_bytes", (json_int_t)planned_memory(compiled, options).peak);
-    const Card *card = cuda ? card_of_architecture(options->architecture) : NULL;
-    if (cuda)
-        json_object_set_new(object, "architecture",
-                            json_sprintf("sm_%d", options->architecture));
+    return programs;
+}
+
+/* What the report says of a card; `card`: null where none of the architecture is known. */
+static void add_card(json_t *object, const Options *options, const ProgramSet *set) {
+    const Card *card = card_of_architecture(options->architecture);
+    json_object_set_new(object, "architecture", json_sprintf("sm_%d", options->architecture));
+    json_object_set_new(object, "card", card ? json_string(card->title) : json_null());
     if (card)
         json_object_set_new(
             object, "predicted_step_s_on",
             json_pack("{s:f}", card->name, card_predict_step(card, set, 1).seconds));
+}
+
+/* The report for programs. */
+static void print_report_json(const Options *options, const Compiled *compiled,
+                              const Compiling *compiling) {
+    const ProgramSet *set = compiled->programs;
+    const Request *request = &options->request;
+    bool cuda = options->device == DEVICE_CUDA;
+    Arena *arena = arena_new();
+    json_t *object = json_pack(
+        "{s:s, s:s?, s:s?, s:s, s:s, s:f, s:o, s:f, s:b, s:s, s:i, s:i, s:o, s:I}", "model",
+        json_path(request->path, arena), "preset", request->preset, "plan",
+        request->plan ? json_path(request->plan, arena) : NULL, "device", cuda ? "cuda" : "cpu",
+        "folder", json_path(options->output, arena), "text_to_programs_s", compiled->seconds,
+        "passes", passes_json(&compiled->reports), "compile_s", compiling->seconds,
+        "compile_cached", (int)compiling->cached, "compiler_options",
+        cuda ? cubin_options() : jit_flags(), "kernels", set->kernel_count, "products",
+        set->product_count, "programs", programs_json(set), "peak_bytes",
+        (json_int_t)planned_memory(compiled, options).peak);
+    INTERNAL_CHECK(object);
+    if (cuda)
+        add_card(object, options, set);
     if (compiling->launches)
         json_object_set(object, "launches", compiling->launches);
     print_json_object(object);
+    arena_free(arena);
 }
 
 /* Everything, or, after reporting, nothing. */
