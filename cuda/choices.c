@@ -13,7 +13,8 @@ static int put_loops(const ProductLoop *loops, int count, int64_t *numbers) {
     for (int i = 0; i < count; i++) {
         const int64_t of_loop[LOOP_NUMBERS] = {loops[i].extent, loops[i].stride_a,
                                                loops[i].stride_b, loops[i].stride_c};
-        memcpy(numbers + LOOP_NUMBERS * i, of_loop, sizeof of_loop);
+        memcpy(numbers, of_loop, sizeof of_loop);
+        numbers += LOOP_NUMBERS;
     }
     return LOOP_NUMBERS * count;
 }

@@ -28,6 +28,9 @@ const char *cubin_options(void) {
     return joined;
 }
 
+/* From release 12.9 on NVRTC takes cubins from the driver's own cache, and is then silent about them. */
+static const char no_cache[] = "--no-cache";
+
 /* NVRTC has no files of the C library. */
 static const char *const header_names[] = {"stdint.h", "stdbool.h"};
 static const char *const headers[] = {
@@ -117,6 +120,7 @@ typedef struct Job { /* one text */
 typedef struct Build {
     const CudaTable *nvrtc;
     CudaArchitecture architecture;
+    bool has_cache; /* NVRTC, of its own */
     KernelCache cache;
     Job *jobs;
     int job_count;
@@ -151,18 +155,21 @@ static void take_cubin(const CudaTable *nvrtc, nvrtcProgram program, Job *job) {
 
 static void job_run(const Build *build, Job *job) {
     const CudaTable *nvrtc = build->nvrtc;
-    const char *options[COUNT_OF(option_list) + 1];
+    const char *options[COUNT_OF(option_list) + 2];
+    int option_count = 0;
     char architecture[64];
     snprintf(architecture, sizeof architecture, "--gpu-architecture=sm_%d",
              build->architecture);
-    options[0] = architecture;
+    options[option_count++] = architecture;
     for (int i = 0; i < COUNT_OF(option_list); i++)
-        options[i + 1] = option_list[i];
+        options[option_count++] = option_list[i];
+    if (build->has_cache)
+        options[option_count++] = no_cache;
     nvrtcProgram program = NULL;
     if (!NVRTC(nvrtcCreateProgram, &program, text_string(job->source), "kernels.cu",
                COUNT_OF(headers), headers, header_names))
         return;
-    bool compiled = NVRTC(nvrtcCompileProgram, program, COUNT_OF(options), options);
+    bool compiled = NVRTC(nvrtcCompileProgram, program, option_count, options);
     take_log(nvrtc, program, job);
     if (compiled)
         take_cubin(nvrtc, program, job);
@@ -235,11 +242,12 @@ static bool jobs_run(Build *build) {
 /* ---- the cache ----------------------------------------------------------------------- */
 
 /* What compiles: the library's version, and its file.  False after reporting. */
-static bool library_identity(const Build *build, uint64_t *identity) {
+static bool library_identity(Build *build, uint64_t *identity) {
     int major = 0, minor = 0;
     nvrtcResult result = build->nvrtc->nvrtcVersion(&major, &minor);
     if (result != NVRTC_SUCCESS)
         report_call(build, "nvrtcVersion", result);
+    build->has_cache = major > 12 || (major == 12 && minor >= 9);
     const uint64_t parts[] = {(uint64_t)major, (uint64_t)minor, cuda_library_stamp(CUDA_NVRTC)};
     *identity = hash_bytes(parts, sizeof parts, 0);
     return result == NVRTC_SUCCESS;
@@ -278,7 +286,7 @@ static void build_clean(Build *build) {
 /* ---- results ------------------------------------------------------------------------- */
 
 /* The figures after a cubin: those of all names that are its functions. */
-static void read_figures(CubinResult *result, int cubin, const char *lines, size_t length,
+static void read_figures(CubinResult *result, const char *lines, size_t length,
                          const StringMap *numbers) {
     const char *end = lines + length;
     while (lines < end) {
@@ -287,10 +295,8 @@ static void read_figures(CubinResult *result, int cubin, const char *lines, size
         int fields = sscanf(lines, "%511s %d %d %d %d %d", name, &r.registers, &r.shared_bytes,
                             &r.stack_bytes, &r.spill_bytes, &r.constant_bytes);
         int number = fields == 6 ? (int)string_map_get(numbers, name, 0) - 1 : -1;
-        if (number >= 0) {
+        if (number >= 0)
             result->resources[number] = r;
-            result->homes[number] = cubin;
-        }
         lines = next_line(lines);
     }
 }
@@ -309,7 +315,7 @@ static bool read_entry(CubinResult *result, int cubin, const char *path,
     size_t begin = sizeof cubin_bytes + (size_t)cubin_bytes;
     Text figures = {0};
     text_append(&figures, bytes + begin, length - begin);
-    read_figures(result, cubin, text_string(&figures), figures.length, numbers);
+    read_figures(result, text_string(&figures), figures.length, numbers);
     text_free(&figures);
     Cubin *at = &result->cubins[cubin];
     at->size = (size_t)cubin_bytes;
@@ -317,6 +323,22 @@ static bool read_entry(CubinResult *result, int cubin, const char *path,
     memcpy(at->bytes, bytes + sizeof cubin_bytes, at->size);
     free(bytes);
     return true;
+}
+
+/* Which of the names a text defines: those that stand in front of a parenthesis there. */
+static void find_homes(CubinResult *result, int cubin, const char *source,
+                       const StringMap *numbers) {
+    static const char letters[] =
+        "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_";
+    while (*(source += strcspn(source, letters))) {
+        char word[512];
+        size_t length = strspn(source, letters);
+        snprintf(word, sizeof word, "%.*s", (int)length, source);
+        source += length;
+        int number = *source == '(' ? (int)string_map_get(numbers, word, 0) - 1 : -1;
+        if (number >= 0)
+            result->homes[number] = cubin;
+    }
 }
 
 /* NULL after reporting. */
@@ -331,9 +353,11 @@ static CubinResult *read_entries(const Build *build, const char *const *names, i
     result->homes = checked_alloc((size_t)name_count * sizeof *result->homes);
     for (int i = 0; i < name_count; i++) {
         result->homes[i] = -1;
+        result->resources[i].registers = -1;
         string_map_set(&numbers, names[i], i + 1);
     }
     for (int i = 0; i < build->job_count && good; i++) {
+        find_homes(result, i, text_string(build->jobs[i].source), &numbers);
         good = read_entry(result, i, build->jobs[i].entry, &numbers);
         if (!good)
             error_in_file(build->diagnostics, build->jobs[i].entry,
@@ -342,7 +366,7 @@ static CubinResult *read_entries(const Build *build, const char *const *names, i
     string_map_free(&numbers);
     for (int i = 0; i < name_count && good; i++)
         if (result->homes[i] < 0)
-            internal_error("NVRTC tells nothing of %s", names[i]);
+            internal_error("no text defines %s", names[i]);
     if (good)
         return result;
     cubin_free(result);

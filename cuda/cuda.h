@@ -73,7 +73,9 @@ LaunchList launches_of(Kernel *kernel, const char *name);
 /* ---- print_cuda.c --------------------------------------------------------------------------
  * Readable, deterministic; the kernel IR stands in a comment above the first of its launches. */
 void print_cuda(Kernel *kernel, const char *name, const LaunchList *launches, Text *out);
-/* The CUDA C of all kernels, cut into `parts` texts of about equal work, each after the preludes. */
+/* The CUDA C of all kernels, cut into `parts` texts of about equal work, each after the preludes.  All
+ * that compile for a card cut into CUDA_PARTS, on any machine: what one compiled, the other finds. */
+enum { CUDA_PARTS = 8 };
 void emit_cuda(const ProgramSet *set, int parts, Text *out);
 extern const char embedded_prelude_cuda_h[];
 
@@ -107,7 +109,7 @@ typedef int CudaArchitecture;
 CudaArchitecture cuda_architecture(const char *text);
 /* What the compiler says of a function. */
 typedef struct KernelResources {
-    int registers;    /* of a thread */
+    int registers;    /* of a thread; -1: it said nothing, and the others are 0 */
     int shared_bytes; /* of a block */
     int stack_bytes;  /* of a thread */
     int spill_bytes;  /* of a thread: stores and loads */
@@ -122,7 +124,7 @@ typedef struct CubinResult {
     Cubin *cubins;              /* by source */
     int name_count;
     KernelResources *resources; /* by name */
-    int *homes;                 /* by name: the cubin that has it */
+    int *homes;                 /* by name: the cubin of the text that defines it */
     double seconds;             /* compiling; about 0 when cached */
     bool cached;
 } CubinResult;
@@ -162,6 +164,7 @@ void blas_choices_keep(const char key[33], const BlasChoice *choices, int count)
 typedef struct CudaProduct CudaProduct;
 /* What a product may have for computing in: room for so many parts of its sums, in f32, and for what
  * kernels of the library want in any case; at most what NVIDIA advises for an H100. */
+enum { BLAS_WORKSPACE_ALIGNMENT = 256 };
 enum { BLAS_PARTS = 32, BLAS_WORKSPACE_LEAST = 1 << 20, BLAS_WORKSPACE_MOST = 32 << 20 };
 int64_t cuda_product_workspace(const Product *product);
 /* A failed call: what was called and its result; all 0 where none failed. */
@@ -169,7 +172,7 @@ typedef struct BlasFault {
     const char *function; /* cublasLtMatmul; cublasLtMatmulAlgoGetHeuristic: it knows no kernel */
     int status;
 } BlasFault;
-enum { BLAS_ALIGNMENT = 256 }; /* bytes: of the card's allocations, at least */
+enum { BLAS_ALIGNMENT = 16 }; /* bytes: the widest load of a kernel */
 /* `alignment`: of A, B and C, in bytes, wherever the product is run: a power of two up to
  * BLAS_ALIGNMENT.  `known`: a choice of before, taken if the library still knows it; NULL.  The
  * library is asked otherwise.  NULL with `fault` set. */

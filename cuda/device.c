@@ -9,7 +9,6 @@
 #include <stdarg.h>
 
 enum { SLOTS = 4, SLOT_BYTES = 4 << 20 };
-enum { MAX_PARTS = 16 };
 enum { MAX_FAILURE = 512 };
 
 typedef struct Slot {
@@ -34,6 +33,7 @@ typedef struct CudaDevice {
     CudaArchitecture architecture;
     CUdevice card;
     bool retained; /* the card's primary context */
+    bool capturing; /* the stream */
     CUstream stream;
     Slot slots[SLOTS + FETCH_PLACES];
     int next_slot;
@@ -49,7 +49,7 @@ typedef struct CudaDevice {
 
 const Room cuda_room = {.local_bytes = 44 << 10,
                         .workspace_bytes = cuda_product_workspace,
-                        .workspace_alignment = BLAS_ALIGNMENT};
+                        .workspace_alignment = BLAS_WORKSPACE_ALIGNMENT};
 
 static CudaDevice *cuda_of(Device *device) {
     return (CudaDevice *)(void *)device;
@@ -221,11 +221,11 @@ static int list_launches(CudaDevice *d, const ProgramSet *set, const char ***nam
 
 static bool compile_kernels(CudaDevice *d, const ProgramSet *set, const char *const *names,
                             int name_count, Diagnostics *diagnostics) {
-    int parts = set->kernel_count < MAX_PARTS ? set->kernel_count : MAX_PARTS;
-    Text texts[MAX_PARTS] = {{0}};
-    emit_cuda(set, parts, texts);
-    d->cubins = cubin_compile(texts, parts, names, name_count, d->architecture, diagnostics);
-    for (int i = 0; i < parts; i++)
+    Text texts[CUDA_PARTS] = {{0}};
+    emit_cuda(set, CUDA_PARTS, texts);
+    d->cubins =
+        cubin_compile(texts, CUDA_PARTS, names, name_count, d->architecture, diagnostics);
+    for (int i = 0; i < CUDA_PARTS; i++)
         text_free(&texts[i]);
     if (!d->cubins)
         return false;
@@ -262,7 +262,8 @@ static void blas_called(CudaDevice *d, BlasFault fault) {
 }
 
 /* Slabs, inputs and the arena are allocations of their own; what lies in them begins at its offset, in
- * every step that runs the product. */
+ * every step that runs the product.  No more than BLAS_ALIGNMENT is told: how the arena is packed must
+ * not decide which kernel runs. */
 static void product_alignment(const ProgramSet *set, int product, int64_t alignment[3]) {
     for (int i = 0; i < 3; i++)
         alignment[i] = BLAS_ALIGNMENT;
@@ -337,8 +338,9 @@ static bool cuda_load(Device *device, const ProgramSet *set, Diagnostics *diagno
     if (!good)
         return false;
     load_modules(d);
-    return is_well(d) ? prepare_products(d, set, diagnostics) && report(d, diagnostics)
-                      : report(d, diagnostics);
+    if (is_well(d) && !prepare_products(d, set, diagnostics))
+        return false;
+    return report(d, diagnostics);
 }
 
 /* ---- running ------------------------------------------------------------------------- */
@@ -374,13 +376,17 @@ static void cuda_product(Device *device, int product, const void *a, const void 
 static void cuda_record(Device *device) {
     CudaDevice *d = cuda_of(device);
     DRIVER(d, cuStreamBeginCapture_v2, d->stream, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL);
+    d->capturing = is_well(d);
 }
 
+/* The capture ends whatever has failed: while it lasts, nothing can be given back. */
 static void *cuda_recorded(Device *device) {
     CudaDevice *d = cuda_of(device);
     CUgraph graph = NULL;
     CUgraphExec recording = NULL;
-    DRIVER(d, cuStreamEndCapture, d->stream, &graph);
+    if (d->capturing)
+        GIVE_BACK(d, cuStreamEndCapture, d->stream, &graph);
+    d->capturing = false;
     DRIVER(d, cuGraphInstantiateWithFlags, &recording, graph, 0);
     if (graph)
         GIVE_BACK(d, cuGraphDestroy, graph);
@@ -392,11 +398,6 @@ static void *cuda_recorded(Device *device) {
 static void cuda_replay(Device *device, void *recording) {
     CudaDevice *d = cuda_of(device);
     DRIVER(d, cuGraphLaunch, (CUgraphExec)recording, d->stream);
-}
-
-static int64_t cuda_scratch_bytes(Device *device) {
-    (void)device;
-    return 0;
 }
 
 /* ---- opening and closing ------------------------------------------------------------- */
@@ -498,7 +499,6 @@ static const Device cuda_table = {
     .record = cuda_record,
     .recorded = cuda_recorded,
     .replay = cuda_replay,
-    .scratch_bytes = cuda_scratch_bytes,
     .close = cuda_close,
 };
 

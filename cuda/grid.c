@@ -544,6 +544,7 @@ static void add_launch(GridMaker *m, int64_t begin, int64_t end, ValueId nest) {
     if (nest >= 0 && !waits)
         find_dealt(kernel, &launch);
     choose_team(&launch, &facts, waits || launch.dealt >= 0);
+    INTERNAL_CHECK(launch.dealt < 0 || launch.threads >= WARP_THREADS); /* it votes */
     bool exchanges = launch.threads == ROW_THREADS && facts.longest_reduced > 0;
     if (exchanges)
         waits = find_waits(kernel, &launch, true);

@@ -6,7 +6,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-/* What a library is called, newest first, and how one gets it. */
+/* What a library is called, newest first of those in one place, and how one gets it. */
 typedef struct LibraryFile {
     const char *name;
     int release; /* of CUDA, which the driver must be for, or for a later one; 0: none */
@@ -83,8 +83,8 @@ static int driver_release(void) {
 static bool open_library(CudaLibrary library, Text *looked_for) {
     char folders[3][PATH_MAX];
     int count = search_folders(folders), newest = library == CUDA_DRIVER ? 0 : driver_release();
-    for (const LibraryFile *file = kinds[library].files; file->name; file++)
-        for (int i = -1; i < count; i++) {
+    for (int i = -1; i < count; i++)
+        for (const LibraryFile *file = kinds[library].files; file->name; file++) {
             char path[PATH_MAX + 64];
             if (file->release > newest)
                 continue;

@@ -9,7 +9,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { SOURCE_PARTS = 4 };
+enum { SOURCE_PARTS = 4 }; /* of C */
 
 /* Files that are complete and synced, but not under their names yet: they appear together. */
 typedef struct Staging {
@@ -185,6 +185,7 @@ static void list_launches(const ProgramSet *set, Launches *launches, Names *name
 
 /* Percent, of the threads that a processor can hold, that it does. */
 static int occupancy_of(const Card *card, const Launch *launch, const KernelResources *r) {
+    INTERNAL_CHECK(card && r->registers >= 0);
     return 100 * launch->threads * launch->teams * card_resident_blocks(card, launch, r) /
            card->processor_threads;
 }
@@ -206,6 +207,11 @@ static void report_launches(const Launches *launches, const CubinResult *result,
         const KernelResources *r = &result->resources[i];
         int threads = launch->threads * launch->teams;
         char occupancy[16] = "";
+        if (r->registers < 0) {
+            text_printf(out, "%9lld %7d %9s %9s %7s %9s  %s\n", (long long)launch->blocks,
+                        threads, "?", "?", "?", "?", launch->name);
+            continue;
+        }
         if (card)
             snprintf(occupancy, sizeof occupancy, "%d%%", occupancy_of(card, launch, r));
         text_printf(out, "%9lld %7d %9d %9d %7d %9s  %s\n", (long long)launch->blocks, threads,
@@ -220,11 +226,14 @@ static json_t *launches_json(const Launches *launches, const CubinResult *result
     for (int64_t i = 0; i < launches->count; i++) {
         const Launch *launch = &launches->data[i];
         const KernelResources *r = &result->resources[i];
-        json_t *object = json_pack(
-            "{s:s, s:I, s:i, s:i, s:i, s:i}", "name", launch->name, "blocks",
-            (json_int_t)launch->blocks, "threads", launch->threads * launch->teams, "registers",
-            r->registers, "shared_bytes", r->shared_bytes, "spill_bytes", r->spill_bytes);
-        if (card)
+        json_t *object =
+            json_pack("{s:s, s:I, s:i}", "name", launch->name, "blocks",
+                      (json_int_t)launch->blocks, "threads", launch->threads * launch->teams);
+        if (r->registers >= 0)
+            json_object_update_new(
+                object, json_pack("{s:i, s:i, s:i}", "registers", r->registers, "shared_bytes",
+                                  r->shared_bytes, "spill_bytes", r->spill_bytes));
+        if (card && r->registers >= 0)
             json_object_set_new(object, "occupancy_percent",
                                 json_integer(occupancy_of(card, launch, r)));
         json_array_append_new(array, object);
@@ -245,16 +254,16 @@ typedef struct Compiling {
  * costs the preludes' compilation. */
 static bool write_cubins(const ProgramSet *set, CudaArchitecture architecture, Staging *staging,
                          Compiling *compiling) {
-    Text sources[SOURCE_PARTS] = {{0}};
+    Text sources[CUDA_PARTS] = {{0}};
     Launches launches = {0};
     Names names = {0};
     list_launches(set, &launches, &names);
-    emit_cuda(set, SOURCE_PARTS, sources);
-    bool fine = write_sources(sources, SOURCE_PARTS, ".cu", staging);
-    CubinResult *result =
-        fine ? cubin_compile(sources, SOURCE_PARTS, names.data, (int)names.count, architecture,
-                             staging->diagnostics)
-             : NULL;
+    emit_cuda(set, CUDA_PARTS, sources);
+    bool fine = write_sources(sources, CUDA_PARTS, ".cu", staging);
+    CubinResult *result = fine
+                              ? cubin_compile(sources, CUDA_PARTS, names.data, (int)names.count,
+                                              architecture, staging->diagnostics)
+                              : NULL;
     for (int i = 0; result && i < result->cubin_count && fine; i++) {
         char name[32];
         Text cubin = {0};
@@ -272,7 +281,7 @@ static bool write_cubins(const ProgramSet *set, CudaArchitecture architecture, S
     }
     fine = fine && result;
     cubin_free(result);
-    for (int i = 0; i < SOURCE_PARTS; i++)
+    for (int i = 0; i < CUDA_PARTS; i++)
         text_free(&sources[i]);
     array_free(&launches);
     array_free(&names);

@@ -355,9 +355,6 @@ static void print_head(const Options *options, const Table *table) {
 static void print_row(const Table *table, const char *name, const Figures *figures) {
     char parameters[32], low[32], texts[5][32], kept[32], peak[32], seconds[32];
     const FlopTable *flops = &figures->flops;
-    bool fits[MAX_CARDS];
-    for (int i = 0; i < figures->card_count; i++)
-        fits[i] = figures_fit(figures, figures->cards[i]);
     printf("  %-*s %10s %9s %9s %9s %9s %9s %9s %5.3f %10s %10s", table->name_width, name,
            scaled_text((double)figures->parameters, parameters),
            scaled_text((double)figures->low_rank, low), scaled_text(flops->forward, texts[0]),
@@ -368,9 +365,11 @@ static void print_row(const Table *table, const char *name, const Figures *figur
            memory_text(figures->memory.peak, peak));
     if (figures->predicted > 0)
         printf(" %10s", seconds_text(figures->predicted, seconds));
-    for (int i = 0; i < figures->card_count; i++)
-        printf(" %*s%s", fits[i] ? 10 : 9, seconds_text(figures->on_card[i], seconds),
-               fits[i] ? "" : "*");
+    for (int i = 0; i < figures->card_count; i++) {
+        bool fits = figures_fit(figures, figures->cards[i]);
+        printf(" %*s%s", fits ? 10 : 9, seconds_text(figures->on_card[i], seconds),
+               fits ? "" : "*");
+    }
     putchar('\n');
 }
 

@@ -562,13 +562,12 @@ static void visit_elementwise_dot(Layout *l, NodeId id, const Node *dot) {
     l->rebuild.map[id] = result;
 }
 
-static bool product_fits(const Layout *l, NodeId dot, int *blocking) {
+static bool product_fits(const Layout *l, NodeId dot, Product *product, int *blocking) {
     const Function *fresh = l->rebuild.fresh;
     const Node *node = node_at(fresh, dot);
     View a, b, result = own_view(fresh, dot);
-    Product product;
     INTERNAL_CHECK(view_of(fresh, node->inputs[0], &a) && view_of(fresh, node->inputs[1], &b));
-    return product_of(fresh, dot, &a, &b, &result, &product, blocking);
+    return product_of(fresh, dot, &a, &b, &result, product, blocking);
 }
 
 /* An operand's order that suits any result: batch and own axes as there, summed ones last. */
@@ -598,8 +597,8 @@ static NodeId copy_dot(Layout *l, NodeId id, const NodeId operands[2]) {
     return dot;
 }
 
-/* Copies operands until the product has unit strides; at most both need it. */
-static NodeId copy_operands(Layout *l, NodeId id, NodeId dot, int blocking) {
+/* Copies operands until the product, which is given, has unit strides; at most both need it. */
+static NodeId copy_operands(Layout *l, NodeId id, NodeId dot, Product *product, int blocking) {
     bool copied[2] = {false, false};
     do {
         const Node *node = node_at(l->rebuild.fresh, dot);
@@ -615,21 +614,16 @@ static NodeId copy_operands(Layout *l, NodeId id, NodeId dot, int blocking) {
         set_order(l->rebuild.fresh, dot, &result);
         l->rebuild.fresh->nodes.data[dot].placement.stored = true;
         note_firm(l, dot, true);
-    } while (!product_fits(l, dot, &blocking));
+    } while (!product_fits(l, dot, product, &blocking));
     return dot;
 }
 
 /* A result in bf16 that is a sum of several products is summed in f32 and rounded after: a library
  * that runs them one by one would round each. */
-static NodeId round_after(Layout *l, NodeId dot) {
+static NodeId round_after(Layout *l, NodeId dot, const Product *product) {
     Function *fresh = l->rebuild.fresh;
     const Node *node = node_at(fresh, dot);
-    View a, b, result = own_view(fresh, dot);
-    Product product;
-    int blocking;
-    INTERNAL_CHECK(view_of(fresh, node->inputs[0], &a) && view_of(fresh, node->inputs[1], &b));
-    INTERNAL_CHECK(product_of(fresh, dot, &a, &b, &result, &product, &blocking));
-    if (!product.bf16_result || product.accumulate_count == 0)
+    if (!product->bf16_result || product->accumulate_count == 0)
         return dot;
     Order order = order_of(fresh, dot);
     Builder builder = builder_at(l, node);
@@ -654,9 +648,10 @@ static void visit_dot(Layout *l, NodeId id) {
         operands[i] = in_memory(l, l->rebuild.map[old->inputs[i]], true);
     NodeId dot = copy_dot(l, id, operands);
     assign_order(l, id, dot);
+    Product product;
     int blocking;
-    if (product_fits(l, dot, &blocking)) {
-        l->rebuild.map[id] = round_after(l, dot);
+    if (product_fits(l, dot, &product, &blocking)) {
+        l->rebuild.map[id] = round_after(l, dot, &product);
         return;
     }
     Order wanted = order_of(fresh, dot), natural = plain_dot_order(l, node_at(fresh, dot));
@@ -665,11 +660,11 @@ static void visit_dot(Layout *l, NodeId id) {
         size <= type_elements(l->module, node_at(fresh, operands[blocking == 1])->type);
     if (blocking == 2 || !l->forced[id] || small)
         set_order(fresh, dot, &natural);
-    if (!product_fits(l, dot, &blocking))
-        dot = copy_operands(l, id, dot, blocking);
+    if (!product_fits(l, dot, &product, &blocking))
+        dot = copy_operands(l, id, dot, &product, blocking);
     Order got = order_of(fresh, dot);
     bool as_wanted = memcmp(&got, &wanted, sizeof got) == 0;
-    dot = round_after(l, dot);
+    dot = round_after(l, dot, &product);
     l->rebuild.map[id] = l->forced[id] && !as_wanted ? put_copy(l, dot, &wanted) : dot;
 }
 

@@ -297,7 +297,8 @@ void executor_free(Executor *executor) {
 }
 
 int64_t executor_bytes(const Executor *executor) {
-    return executor->bytes + executor->device->scratch_bytes(executor->device);
+    Device *device = executor->device;
+    return executor->bytes + (device->scratch_bytes ? device->scratch_bytes(device) : 0);
 }
 
 /* ---- the values of states ---------------------------------------------------------- */

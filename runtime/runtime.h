@@ -131,7 +131,7 @@ struct Device {
     void (*record)(Device *device);
     void *(*recorded)(Device *device);
     void (*replay)(Device *device, void *recording);
-    int64_t (*scratch_bytes)(Device *device);                    /* held beside slabs and arena */
+    int64_t (*scratch_bytes)(Device *device); /* held beside slabs and arena; NULL: nothing is */
     double compile_seconds;
     bool compile_cached;
     void (*close)(Device *device);

@@ -138,7 +138,9 @@ on_card seed=0 train $tiny --steps 2 --out "$work/kept" >"$work/out" 2>&1 || fai
 cp "$work/kept/weights.safetensors" "$work/before"
 export COLAC_CACHE=$work/cache
 on_card seed=0 train $tiny --steps 2 --out "$work/other" >"$work/out" 2>&1 || fail "the tiny run failed"
-sed 's/.*"calls":{//; s/[}"]//g; s/,/\n/g' "$work/report" >"$work/calls"
+for part in calls calls_of_record calls_of_replay; do
+    sed "s/.*\"$part\":{//; s/}.*//; s/\"//g; s/,/\n/g" "$work/report" >"$work/$part"
+done
 [ "$(wc -l <"$work/calls")" -ge 50 ] || fail "only $(wc -l <"$work/calls") functions are called"
 fails() { # NAME N
     case $1 in nvrtc* | *Heuristic | *Preference*) rm -rf "$COLAC_CACHE" ;; esac # else not called
@@ -156,6 +158,12 @@ while IFS=: read -r name count; do
     fails "$name" 1
     [ "$count" -lt 2 ] || fails "$name" $((count / 2 + 1))
 done <"$work/calls"
+for part in record replay; do
+    [ "$(wc -l <"$work/calls_of_$part")" -ge 4 ] || fail "of $part: only $(cat "$work/calls_of_$part")"
+    while IFS=: read -r name count; do
+        fails "$name" $part
+    done <"$work/calls_of_$part"
+done
 
 # ---- what cuBLASLt chose is kept ---------------------------------------------------------------
 chosen() { # SETTINGS ASKED CHECKED: how often
@@ -177,6 +185,13 @@ chosen seed=0 "$products" 0 # a damaged entry
 chosen card=sm_80 "$products" 0 # another card
 chosen seed=0 0 "$products"
 [ "$(ls "$COLAC_CACHE"/*.choices | wc -l)" = 2 ] || fail "not one entry a card: $(ls "$COLAC_CACHE")"
+
+# ---- what NVRTC says is for reports alone -------------------------------------------------------
+rm -rf "$COLAC_CACHE" "$work/other"
+for time in cold warm; do
+    on_card log=empty train $tiny --steps 2 --out "$work/other" >"$work/out" 2>"$work/errors" || fail "a silent NVRTC, $time: $(cat "$work/errors")"
+    cmp -s "$work/before" "$work/other/weights.safetensors" || fail "a silent NVRTC, $time: other weights"
+done
 
 for name in cuGetErrorName cuGetErrorString; do # what is asked after a failure
     fails cuLaunchKernel "1,also=$name:1"

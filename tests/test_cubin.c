@@ -249,7 +249,7 @@ static ProgramSet *programs_of(const Shipped *model, const char *plan, const cha
 static void check_launch(const Launch *launch, const KernelResources *r) {
     if (r->spill_bytes)
         fail_msg("%s spills %d bytes", launch->name, r->spill_bytes);
-    if (r->registers > MOST_REGISTERS)
+    if (r->registers < 1 || r->registers > MOST_REGISTERS)
         fail_msg("%s has %d registers", launch->name, r->registers);
     if (launch->shared_bytes > r->shared_bytes || r->shared_bytes > SHARED_BYTES)
         fail_msg("%s has %d bytes of shared memory, %d planned", launch->name, r->shared_bytes,

@@ -144,8 +144,9 @@ static void run_pass_list(Fixture *f, const char *passes, bool no_fuse, bool no_
     f->module = context.module;
 }
 
-static void open_executor(Fixture *f, const ExecutorOptions *options, int threads) {
-    f->set = emit_programs(f->module, &host_room, false);
+static void open_executor(Fixture *f, const ExecutorOptions *options, int threads,
+                          bool no_reuse) {
+    f->set = emit_programs(f->module, &host_room, no_reuse);
     f->device = device_cpu_open(threads, f->diagnostics);
     assert_non_null(f->device);
     f->executor = executor_new(f->device, f->set, options, f->diagnostics);
@@ -177,7 +178,7 @@ static Fixture compile(const char *text, const char *graph_passes, Variant varia
         run_pass_list(&f, graph_passes, false, false);
     place_states(f.module);
     run_pass_list(&f, to_memory, variant.no_fuse, variant.no_reuse);
-    open_executor(&f, &variant.options, variant.threads);
+    open_executor(&f, &variant.options, variant.threads, variant.no_reuse);
     if (!f.executor)
         print_and_fail(f.diagnostics);
     return f;
@@ -597,7 +598,7 @@ static void too_large_a_model_is_refused(void **state) {
     Fixture f = parse(text);
     place_states(f.module);
     run_pass_list(&f, to_memory, false, false);
-    open_executor(&f, &(ExecutorOptions){0}, 2);
+    open_executor(&f, &(ExecutorOptions){0}, 2, false);
     assert_null(f.executor);
     expect_message(f.diagnostics, parts, COUNT_OF(parts));
     fixture_free(&f);
@@ -632,7 +633,7 @@ static void fuzzed_graph_agrees(uint64_t seed) {
     run_pass_list(&f, with_gradients, false, false);
     place_states(f.module);
     run_pass_list(&f, to_memory, false, false);
-    open_executor(&f, &(ExecutorOptions){.poison = true}, 2);
+    open_executor(&f, &(ExecutorOptions){.poison = true}, 2, false);
     if (!f.executor)
         print_and_fail(f.diagnostics);
     assert_true(f.module->inputs.count <= COUNT_OF(inputs));

@@ -10,7 +10,7 @@
 enum { MAX_NAMES = 128 };
 static struct Count {
     const char *name;
-    long calls;
+    long calls, in_phase[PHASE_COUNT];
 } counts[MAX_NAMES];
 static int count_count;
 static bool broken;
@@ -18,6 +18,20 @@ static long objects[OBJECT_COUNT], recorded, replayed, tf32_products;
 static const char *const object_names[OBJECT_COUNT] = {"modules",  "streams",    "events",
                                                        "graphs",   "recordings", "pinned",
                                                        "contexts", "blas",       "programs"};
+
+/* `phase`: PHASE_COUNT: all. */
+static void write_calls(FILE *file, const char *name, Phase phase) {
+    fprintf(file, "\"%s\":{", name);
+    const char *comma = "";
+    for (int i = 0; i < count_count; i++) {
+        long calls = phase == PHASE_COUNT ? counts[i].calls : counts[i].in_phase[phase];
+        if (calls)
+            fprintf(file, "%s\"%s\":%ld", comma, counts[i].name, calls);
+        if (calls)
+            comma = ",";
+    }
+    fputs("}", file);
+}
 
 static void write_report(void) {
     const Settings *s = settings();
@@ -32,10 +46,12 @@ static void write_report(void) {
             memory.after_replay, recorded, replayed);
     for (int i = 0; i < OBJECT_COUNT; i++)
         fprintf(file, "\"%s\":%ld,", object_names[i], objects[i]);
-    fputs("\"calls\":{", file);
-    for (int i = 0; i < count_count; i++)
-        fprintf(file, "%s\"%s\":%ld", i ? "," : "", counts[i].name, counts[i].calls);
-    fputs("}}\n", file);
+    write_calls(file, "calls_of_record", PHASE_RECORD);
+    fputs(",", file);
+    write_calls(file, "calls_of_replay", PHASE_REPLAY);
+    fputs(",", file);
+    write_calls(file, "calls", PHASE_COUNT);
+    fputs("}\n", file);
     fclose(file);
 }
 
@@ -68,6 +84,9 @@ const Settings *settings(void) {
                      .version = (int)number_setting(list, "version", 13000),
                      .seed = (uint64_t)number_setting(list, "seed", 0),
                      .report = setting(list, "report")};
+    char *log = setting(list, "log");
+    all.silent = log && strcmp(log, "empty") == 0;
+    free(log);
     char *card = setting(list, "card");
     if (card)
         all.architecture = atoi(card + 3);
@@ -76,7 +95,11 @@ const Settings *settings(void) {
     for (int i = 0; i < 2; i++) {
         char *fail = setting(list, keys[i]), *colon = fail ? strchr(fail, ':') : NULL;
         all.failing[i] = fail;
-        all.failing_call[i] = colon ? strtol(colon + 1, NULL, 10) : 1;
+        all.failing_phase[i] = colon && strcmp(colon + 1, "record") == 0   ? PHASE_RECORD
+                               : colon && strcmp(colon + 1, "replay") == 0 ? PHASE_REPLAY
+                                                                           : PHASE_COUNT;
+        bool counted = colon && all.failing_phase[i] == PHASE_COUNT;
+        all.failing_call[i] = counted ? strtol(colon + 1, NULL, 10) : 1;
         if (colon)
             *colon = 0;
     }
@@ -97,18 +120,28 @@ static bool needs_the_card(const char *name) {
 /* NVRTC is called by several threads. */
 static pthread_mutex_t counting = PTHREAD_MUTEX_INITIALIZER;
 
-static bool count_call(const char *name) {
+/* Is this call of a function one of those that have to fail? */
+static bool has_to_fail(const struct Count *count, Phase now) {
     const Settings *s = settings();
+    for (int k = 0; k < 2; k++) {
+        Phase asked = s->failing_phase[k];
+        long call = asked == PHASE_COUNT ? count->calls : count->in_phase[asked];
+        if (s->failing[k] && strcmp(s->failing[k], count->name) == 0 &&
+            (asked == PHASE_COUNT || asked == now) && call == s->failing_call[k])
+            return true;
+    }
+    return false;
+}
+
+static bool count_call(const char *name) {
     int i = 0;
     while (i < count_count && strcmp(counts[i].name, name) != 0)
         i++;
     if (i == count_count)
         counts[count_count++].name = name;
     counts[i].calls++;
-    bool fails = false;
-    for (int k = 0; k < 2; k++)
-        fails |= s->failing[k] && strcmp(s->failing[k], name) == 0 &&
-                 counts[i].calls == s->failing_call[k];
+    counts[i].in_phase[phase()]++;
+    bool fails = has_to_fail(&counts[i], phase());
     if (!fails && broken && needs_the_card(name))
         return true;
     bool of_driver = strncmp(name, "cu", 2) == 0 && strncmp(name, "cublas", 6) != 0;

@@ -62,19 +62,9 @@ CUresult cuMemGetInfo_v2(size_t *available, size_t *total) {
     return CUDA_SUCCESS;
 }
 
-static bool has_replayed(int note) {
-    static bool replayed;
-    replayed |= note;
-    return replayed;
-}
-
-void note_replay(void);
-void note_replay(void) {
-    has_replayed(1);
-}
-
 CUresult cuMemAlloc_v2(CUdeviceptr *address, size_t bytes) {
     CALL(cuMemAlloc_v2, CUDA_ERROR_OUT_OF_MEMORY);
+    REFUSE_WHILE_CAPTURING();
     if (bytes == 0)
         return CUDA_ERROR_INVALID_VALUE;
     if (bytes > settings()->memory - figures.live)
@@ -92,12 +82,13 @@ CUresult cuMemAlloc_v2(CUdeviceptr *address, size_t bytes) {
     figures.live += bytes;
     figures.peak = figures.live > figures.peak ? figures.live : figures.peak;
     figures.allocations++;
-    figures.after_replay += has_replayed(0);
+    figures.after_replay += phase() == PHASE_REPLAY;
     *address = card_base + (uintptr_t)memory;
     return CUDA_SUCCESS;
 }
 
 CUresult cuMemFree_v2(CUdeviceptr address) {
+    REFUSE_WHILE_CAPTURING();
     work_off_all(); /* as CUDA does */
     for (int i = 0; i < block_count; i++) {
         if (card_base + (uintptr_t)blocks[i].memory != address)
@@ -115,6 +106,7 @@ CUresult cuMemFree_v2(CUdeviceptr address) {
 CUresult cuMemHostAlloc(void **memory, size_t bytes, unsigned flags) {
     (void)flags;
     CALL(cuMemHostAlloc, CUDA_ERROR_OUT_OF_MEMORY);
+    REFUSE_WHILE_CAPTURING();
     if (pinned_count == MAX_BLOCKS)
         fault("more than %d pinned blocks", MAX_BLOCKS);
     *memory = malloc(bytes);
@@ -127,6 +119,7 @@ CUresult cuMemHostAlloc(void **memory, size_t bytes, unsigned flags) {
 }
 
 CUresult cuMemFreeHost(void *memory) {
+    REFUSE_WHILE_CAPTURING();
     for (int i = 0; i < pinned_count; i++) {
         if (pinned[i].memory != memory)
             continue;

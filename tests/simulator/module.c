@@ -178,7 +178,8 @@ nvrtcResult nvrtcCompileProgram(nvrtcProgram program, int option_count,
         if (strncmp(options[i], "--gpu-architecture=sm_", 22) == 0)
             program->architecture = atoi(options[i] + 22);
     FILE *log = open_memstream(&program->log, &length);
-    for (const char *at = program->source; (at = next_function(at, name));)
+    for (const char *at = program->source;
+         !settings()->silent && (at = next_function(at, name));)
         fprintf(log,
                 "ptxas info    : Compiling entry function '%s' for 'sm_%d'\n"
                 "ptxas info    : Function properties for %s\n"
@@ -254,6 +255,7 @@ static const char *object_folder(void) {
 
 CUresult cuModuleLoadData(CUmodule *module, const void *bytes) {
     CALL(cuModuleLoadData, CUDA_ERROR_OUT_OF_MEMORY);
+    REFUSE_WHILE_CAPTURING();
     const Image *image = bytes;
     if (memcmp(image->magic, magic, sizeof magic) != 0)
         fault("this is no cubin of the simulated NVRTC");
@@ -272,6 +274,7 @@ CUresult cuModuleLoadData(CUmodule *module, const void *bytes) {
 }
 
 CUresult cuModuleUnload(CUmodule module) {
+    REFUSE_WHILE_CAPTURING();
     emulator_unload(module->compiled);
     while (module->functions) {
         struct CUfunc_st *function = module->functions;

@@ -13,11 +13,14 @@
  * COLAC_SIMULATE: any of, separated by commas
  *   fail=NAME:N    the N-th call of that function fails (memory calls for want of memory, others as
  *                  after an illegal address); from then on every call of the driver fails that waits
+ *                  N may be record or replay: the first call while a stream captures, or after a
+ *                  graph was launched
  *   also=NAME:N    another one
  *   memory=BYTES   of the card (1 GiB)
  *   card=sm_NN     its architecture (sm_90)
  *   cards=N        how many the driver shows (1)
  *   version=N      of the driver, as cuDriverGetVersion counts (13000)
+ *   log=empty      NVRTC says nothing of what it compiles, as where it takes it from a cache
  *   seed=N         of when queues are worked off, and in which order threads run (0)
  *   report=PATH    JSON, at exit: calls, bytes, what was not given back */
 #ifndef COLAC_SIMULATOR_H
@@ -32,17 +35,27 @@
 #undef ROW
 
 /* ---- control.c ---------------------------------------------------------------------------- */
+/* Of a process: until a stream captures, while one does, since a graph was launched. */
+typedef enum Phase { PHASE_FIRST, PHASE_RECORD, PHASE_REPLAY, PHASE_COUNT } Phase;
 typedef struct Settings {
     const char *failing[2]; /* functions' names; NULL */
     long failing_call[2];
+    Phase failing_phase[2]; /* in which it is that call; PHASE_COUNT: any */
     size_t memory;
     int architecture, cards, version;
+    bool silent; /* NVRTC */
     uint64_t seed;
     const char *report;
 } Settings;
 const Settings *settings(void);
 /* Counts a call.  True where it has to fail. */
 bool called(const char *name);
+/* Giving memory and taking it back, which a thread must not ask for while its stream captures. */
+#define REFUSE_WHILE_CAPTURING()                                                               \
+    do {                                                                                       \
+        if (phase() == PHASE_RECORD)                                                           \
+            return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;                                      \
+    } while (0)
 /* CALL(cuInit) at a function's head: counts, and fails with `result` where that is asked for. */
 #define CALL(name, result)                                                                     \
     do {                                                                                       \
@@ -96,6 +109,7 @@ CUresult enqueue(CUstream stream, const Work *work);
 /* Notes an address that the work uses. */
 void uses(Work *work, CUdeviceptr address);
 bool is_capturing(CUstream stream);
+Phase phase(void);
 /* Works off everything in a stream. */
 void work_off(CUstream stream);
 void work_off_all(void);

@@ -27,8 +27,6 @@ struct CUgraphExec_st {
     Queue queue;
 };
 
-void note_replay(void);
-
 /* ---- queues --------------------------------------------------------------------------------- */
 
 static void append(Queue *queue, const Work *work) {
@@ -89,6 +87,15 @@ bool is_capturing(CUstream stream) {
     return stream->capturing;
 }
 
+static bool has_replayed;
+
+Phase phase(void) {
+    for (CUstream stream = streams; stream; stream = stream->next)
+        if (stream->capturing)
+            return PHASE_RECORD;
+    return has_replayed ? PHASE_REPLAY : PHASE_FIRST;
+}
+
 CUresult enqueue(CUstream stream, const Work *work) {
     if (!stream)
         fault("%s goes into the null stream", work->name);
@@ -122,8 +129,10 @@ CUresult cuStreamDestroy_v2(CUstream stream) {
         place = &(*place)->next;
     *place = stream->next;
     free(stream->queue.works);
-    if (stream->capturing)
-        cuGraphDestroy(stream->capturing);
+    if (stream->capturing) { /* nobody gets the graph, and it stays among the live objects */
+        free(stream->capturing->queue.works);
+        free(stream->capturing);
+    }
     free(stream);
     count_object(OBJECT_STREAM, -1);
     CALL(cuStreamDestroy_v2, CUDA_ERROR_ILLEGAL_ADDRESS);
@@ -295,12 +304,20 @@ CUresult cuStreamBeginCapture_v2(CUstream stream, int mode) {
     return CUDA_SUCCESS;
 }
 
+/* Whatever failed in between, the capture ends; there is no graph then. */
 CUresult cuStreamEndCapture(CUstream stream, CUgraph *graph) {
-    CALL(cuStreamEndCapture, CUDA_ERROR_ILLEGAL_ADDRESS);
     if (!stream->capturing)
         fault("a stream does not capture");
+    bool fails = called("cuStreamEndCapture");
     *graph = stream->capturing;
     stream->capturing = NULL;
+    if (fails) {
+        free((*graph)->queue.works);
+        free(*graph);
+        *graph = NULL;
+        count_object(OBJECT_GRAPH, -1);
+        return CUDA_ERROR_ILLEGAL_ADDRESS;
+    }
     count_recorded();
     return CUDA_SUCCESS;
 }
@@ -317,7 +334,7 @@ CUresult cuGraphInstantiateWithFlags(CUgraphExec *recording, CUgraph graph,
 
 CUresult cuGraphLaunch(CUgraphExec recording, CUstream stream) {
     CALL(cuGraphLaunch, CUDA_ERROR_ILLEGAL_ADDRESS);
-    note_replay();
+    has_replayed = true;
     count_replayed();
     for (int i = recording->queue.begin; i < recording->queue.end; i++)
         enqueue(stream, &recording->queue.works[i]);
