@@ -266,6 +266,8 @@ typedef enum Space { /* of states as their roles */
     SPACE_ARENA
 } Space;
 const char *space_name(Space space);
+/* 512x2048x128 a(128,1) b(1,128) c(2048,1) batch 8(…) add bf16->f32 */
+void print_product(const Product *product, Text *out);
 
 typedef struct Operand {
     Space space;

@@ -334,8 +334,7 @@ static void print_loops(const char *name, const ProductLoop *loops, int count, T
                     (long long)loops[i].stride_c);
 }
 
-/* product 512x2048x128 a(128,1) b(1,128) c(2048,1) batch 8(…) add bf16->f32 */
-static void print_product(const Product *product, Text *out) {
+void print_product(const Product *product, Text *out) {
     text_printf(out, "%lldx%lldx%lld a(%lld,%lld) b(%lld,%lld) c(%lld,%lld)",
                 (long long)product->m, (long long)product->n, (long long)product->k,
                 (long long)product->a_m, (long long)product->a_k, (long long)product->b_k,

@@ -32,7 +32,7 @@ typedef struct CudaDevice {
     Diagnostics *diagnostics;  /* of who opened it: for what fails when it is closed */
     CudaArchitecture architecture;
     CUdevice card;
-    bool retained; /* the card's primary context */
+    bool retained;  /* the card's primary context */
     bool capturing; /* the stream */
     CUstream stream;
     Slot slots[SLOTS + FETCH_PLACES];
@@ -256,9 +256,18 @@ static void load_modules(CudaDevice *d) {
     }
 }
 
-static void blas_called(CudaDevice *d, BlasFault fault) {
-    if (fault.function)
-        fail(d, "`%s` failed with status %d", fault.function, fault.status);
+/* `product`: whose call it was; NULL. */
+static void blas_called(CudaDevice *d, BlasFault fault, const Product *product) {
+    if (!fault.function || !is_well(d))
+        return;
+    const char *words = d->cuda->cublasLtGetStatusString((cublasStatus_t)fault.status);
+    Text shape = {0};
+    if (product)
+        print_product(product, &shape);
+    fail(d, "`%s` failed: %s (status %d)%s%s", fault.function,
+         words ? words : "an error without words", fault.status, product ? ", product " : "",
+         product ? text_string(&shape) : "");
+    text_free(&shape);
 }
 
 /* Slabs, inputs and the arena are allocations of their own; what lies in them begins at its offset, in
@@ -292,7 +301,7 @@ static void choose_products(CudaDevice *d, const ProgramSet *set, const CudaTabl
         BlasFault fault = {0};
         d->products[i] = cuda_product_prepare(blas, d->blas, &set->products[i], alignments[i],
                                               known ? &known[i] : NULL, &fault);
-        blas_called(d, fault);
+        blas_called(d, fault, &set->products[i]);
         if (!d->products[i])
             break;
         chosen[i] = cuda_product_choice(d->products[i]);
@@ -313,7 +322,7 @@ static bool prepare_products(CudaDevice *d, const ProgramSet *set, Diagnostics *
         return false;
     cublasStatus_t status = blas->cublasLtCreate(&d->blas);
     if (status != CUBLAS_STATUS_SUCCESS)
-        blas_called(d, (BlasFault){"cublasLtCreate", (int)status});
+        blas_called(d, (BlasFault){"cublasLtCreate", (int)status}, NULL);
     d->products = checked_alloc((size_t)set->product_count * sizeof(CudaProduct *));
     d->product_count = set->product_count;
     if (is_well(d))
@@ -370,7 +379,8 @@ static void cuda_product(Device *device, int product, const void *a, const void 
     CudaDevice *d = cuda_of(device);
     INTERNAL_CHECK(workspace); /* of cuda_room */
     if (is_well(d))
-        blas_called(d, cuda_product_run(d->products[product], a, b, c, workspace, d->stream));
+        blas_called(d, cuda_product_run(d->products[product], a, b, c, workspace, d->stream),
+                    cuda_product_shape(d->products[product]));
 }
 
 static void cuda_record(Device *device) {
@@ -419,13 +429,13 @@ static void free_kernels(CudaDevice *d) {
 
 static void free_products(CudaDevice *d) {
     for (int i = 0; i < d->product_count; i++)
-        blas_called(d, cuda_product_free(d->products[i]));
+        blas_called(d, cuda_product_free(d->products[i]), NULL);
     free(d->products);
     if (!d->blas)
         return;
     cublasStatus_t status = d->cuda->cublasLtDestroy(d->blas);
     if (status != CUBLAS_STATUS_SUCCESS)
-        blas_called(d, (BlasFault){"cublasLtDestroy", (int)status});
+        blas_called(d, (BlasFault){"cublasLtDestroy", (int)status}, NULL);
 }
 
 /* A failure that nobody has heard of, here at the latest. */

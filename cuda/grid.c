@@ -229,7 +229,7 @@ static ValueId row_of_loop(const Kernel *kernel, const Region *serial) {
     return row;
 }
 
-/* A nest whose iterations are one such loop, after values. */
+/* A launch whose iterations are one such loop, after values. */
 static void find_dealt(const Kernel *kernel, Launch *launch) {
     const Region *body = &launch->body;
     for (int64_t i = 0; i < body->count; i++) {
@@ -541,7 +541,7 @@ static void add_launch(GridMaker *m, int64_t begin, int64_t end, ValueId nest) {
     launch.iterations = nest < 0 ? 1 : nest_iterations(kernel, nest);
     lanes_facts(kernel, &launch.body, -1, &facts);
     bool waits = find_waits(kernel, &launch, false);
-    if (nest >= 0 && !waits)
+    if (!waits)
         find_dealt(kernel, &launch);
     choose_team(&launch, &facts, waits || launch.dealt >= 0);
     INTERNAL_CHECK(launch.dealt < 0 || launch.threads >= WARP_THREADS); /* it votes */

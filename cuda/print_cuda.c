@@ -470,17 +470,18 @@ static void print_place(const CudaPrinter *p) {
     const Launch *launch = p->launch;
     int64_t teams = launch->iterations * launch->splits;
     const char *type = launch->blocks * launch->teams <= INT32_MAX ? "int" : "int64_t";
-    print_line(&p->print, "const int thread = (int)threadIdx.x%s;",
-               launch->teams > 1
-                   ? arena_printf(p->print.kernel->arena, " %% %d", launch->threads)
-                   : "");
-    print_margin(&p->print);
-    text_printf(p->print.out, "const %s team = ", type);
+    Arena *arena = p->print.kernel->arena;
+    const char *thread = "(int)threadIdx.x", *team = "(int)blockIdx.x";
+    if (launch->threads == 1)
+        thread = "0";
+    else if (launch->teams > 1)
+        thread = arena_printf(arena, "(int)threadIdx.x %% %d", launch->threads);
     if (launch->teams > 1)
-        text_printf(p->print.out, "%d * (%s)blockIdx.x + (int)threadIdx.x / %d;\n",
-                    launch->teams, type, launch->threads);
-    else
-        text_puts(p->print.out, "(int)blockIdx.x;\n");
+        team = arena_printf(
+            arena, "%d * (%s)blockIdx.x + (int)threadIdx.x%s", launch->teams, type,
+            launch->threads == 1 ? "" : arena_printf(arena, " / %d", launch->threads));
+    print_line(&p->print, "const int thread = %s;", thread);
+    print_line(&p->print, "const %s team = %s;", type, team);
     if (teams < launch->blocks * launch->teams) {
         print_line(&p->print, "if (team >= %lld)", (long long)teams);
         print_line(&p->print, "    return;");

@@ -196,4 +196,9 @@ done
 for name in cuGetErrorName cuGetErrorString; do # what is asked after a failure
     fails cuLaunchKernel "1,also=$name:1"
 done
+fails cublasLtMatmul "1,also=cublasLtGetStatusString:1"
+grep -q "cublasLtMatmul. failed: an error without words (status 15), product " "$work/errors" || fail "no words: $(cat "$work/errors")"
+fails cublasLtMatmulAlgoGetHeuristic 2
+grep -q "cublasLtMatmulAlgoGetHeuristic. failed: the functionality requested is not supported (status 15), product [1-9]" "$work/errors" ||
+    fail "which product has no kernel? $(cat "$work/errors")"
 exit $failed

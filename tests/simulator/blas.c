@@ -44,6 +44,15 @@ cublasStatus_t cublasLtDestroy(cublasLtHandle_t handle) {
     return CUBLAS_STATUS_SUCCESS;
 }
 
+const char *cublasLtGetStatusString(cublasStatus_t status) {
+    bool none = called("cublasLtGetStatusString");
+    return none ? NULL
+           : status == CUBLAS_STATUS_NOT_SUPPORTED
+               ? "the functionality requested is not supported"
+           : status == CUBLAS_STATUS_ALLOC_FAILED ? "the resource allocation failed"
+                                                  : "an error of the simulated library";
+}
+
 cublasStatus_t cublasLtMatmulDescCreate(cublasLtMatmulDesc_t *operation,
                                         cublasComputeType_t computed_in,
                                         cudaDataType_t scaled_in) {
