@@ -384,38 +384,51 @@ void cubin_free(CubinResult *result) {
     free(result);
 }
 
-/* False after reporting, with those that it knows. */
-static bool is_known(const Build *build) {
-    int count = 0;
-    nvrtcResult result = build->nvrtc->nvrtcGetNumSupportedArchs(&count);
+/* What the library knows, to be freed; NULL after reporting. */
+static int *known_architectures(const Build *build, int *count) {
+    nvrtcResult result = build->nvrtc->nvrtcGetNumSupportedArchs(count);
     if (result != NVRTC_SUCCESS) {
         report_call(build, "nvrtcGetNumSupportedArchs", result);
-        return false;
+        return NULL;
     }
-    int *known = checked_alloc((size_t)(count + 1) * sizeof *known);
+    int *known = checked_alloc((size_t)(*count + 1) * sizeof *known);
     result = build->nvrtc->nvrtcGetSupportedArchs(known);
-    if (result != NVRTC_SUCCESS) {
-        report_call(build, "nvrtcGetSupportedArchs", result);
-        free(known);
+    if (result == NVRTC_SUCCESS)
+        return known;
+    report_call(build, "nvrtcGetSupportedArchs", result);
+    free(known);
+    return NULL;
+}
+
+/* False after reporting, with those that it knows. */
+static bool is_known(Build *build, bool or_an_older) {
+    int count = 0, *known = known_architectures(build, &count);
+    if (!known)
         return false;
-    }
     bool found = false;
+    CudaArchitecture wanted = build->architecture, older = 0;
     Text list = {0};
     for (int i = 0; i < count; i++) {
-        found |= known[i] == build->architecture;
+        found |= known[i] == wanted;
+        if (known[i] / 10 == wanted / 10 && known[i] < wanted && known[i] > older)
+            older = known[i];
         text_printf(&list, "%ssm_%d", i ? ", " : "", known[i]);
+    }
+    if (!found && or_an_older && older) {
+        build->architecture = older;
+        found = true;
     }
     if (!found)
         error_in_file(build->diagnostics, "--device",
                       "NVRTC (%s) does not know the architecture sm_%d; it knows %s",
-                      cuda_library_path(CUDA_NVRTC), build->architecture, text_string(&list));
+                      cuda_library_path(CUDA_NVRTC), wanted, text_string(&list));
     text_free(&list);
     free(known);
     return found;
 }
 
 CubinResult *cubin_compile(const Text *sources, int source_count, const char *const *names,
-                           int name_count, CudaArchitecture architecture,
+                           int name_count, CudaArchitecture architecture, bool or_an_older,
                            Diagnostics *diagnostics) {
     double start = now_seconds();
     Build build = {.nvrtc = cuda_library(CUDA_NVRTC, diagnostics),
@@ -423,7 +436,7 @@ CubinResult *cubin_compile(const Text *sources, int source_count, const char *co
                    .job_count = source_count,
                    .diagnostics = diagnostics};
     uint64_t identity = 0;
-    if (!build.nvrtc || !is_known(&build) || !library_identity(&build, &identity))
+    if (!build.nvrtc || !is_known(&build, or_an_older) || !library_identity(&build, &identity))
         return NULL;
     build.jobs = checked_alloc((size_t)source_count * sizeof *build.jobs);
     cache_find(&build.cache, diagnostics);

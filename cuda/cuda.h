@@ -134,9 +134,11 @@ typedef struct CubinResult {
  * the compiler's log, from which the resources are read; with a trailer that shows damage; it
  * appears by rename (cache.c).  NULL after reporting: no NVRTC, an architecture that it does not know (with
  * those that it does), or a failed compilation (our bug: the source is kept, named, and the first
- * lines of the log are in the report). */
+ * lines of the log are in the report).
+ * `or_an_older`: where NVRTC does not know the architecture, the newest before it of the same generation
+ * (sm_100 for sm_103), whose cubins a card of it runs too. */
 CubinResult *cubin_compile(const Text *sources, int source_count, const char *const *names,
-                           int name_count, CudaArchitecture architecture,
+                           int name_count, CudaArchitecture architecture, bool or_an_older,
                            Diagnostics *diagnostics);
 void cubin_free(CubinResult *result);
 const char *cubin_options(void); /* as passed to NVRTC, without the architecture */

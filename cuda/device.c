@@ -224,7 +224,7 @@ static bool compile_kernels(CudaDevice *d, const ProgramSet *set, const char *co
     Text texts[CUDA_PARTS] = {{0}};
     emit_cuda(set, CUDA_PARTS, texts);
     d->cubins =
-        cubin_compile(texts, CUDA_PARTS, names, name_count, d->architecture, diagnostics);
+        cubin_compile(texts, CUDA_PARTS, names, name_count, d->architecture, true, diagnostics);
     for (int i = 0; i < CUDA_PARTS; i++)
         text_free(&texts[i]);
     if (!d->cubins)

@@ -262,7 +262,7 @@ static bool write_cubins(const ProgramSet *set, CudaArchitecture architecture, S
     bool fine = write_sources(sources, CUDA_PARTS, ".cu", staging);
     CubinResult *result = fine
                               ? cubin_compile(sources, CUDA_PARTS, names.data, (int)names.count,
-                                              architecture, staging->diagnostics)
+                                              architecture, false, staging->diagnostics)
                               : NULL;
     for (int i = 0; result && i < result->cubin_count && fine; i++) {
         char name[32];

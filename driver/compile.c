@@ -42,7 +42,7 @@ static MemoryTable held_memory(const ProgramSet *set, const Options *options,
                                Scratchpads *known) {
     MemoryTable table = program_memory(set);
     int64_t extra = options->device == DEVICE_CUDA
-                        ? DEVICE_SCALAR_BYTES
+                        ? device_scalar_bytes(set)
                         : cpu_extra_bytes(set, options->threads, known);
     table.workspace += extra;
     table.peak += extra;

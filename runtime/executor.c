@@ -88,6 +88,14 @@ typedef struct MemoryNeed {
     int64_t weights, gradients, optimizer, others, inputs, arena, own, total;
 } MemoryNeed;
 
+int64_t device_scalar_bytes(const ProgramSet *set) {
+    int64_t bytes = 0;
+    for (int i = 0; i < set->program_count; i++)
+        for (int64_t k = 0; k < set->programs[i].step_count; k++)
+            bytes += set->programs[i].steps[k].scalar_count * (int64_t)sizeof(double);
+    return bytes > DEVICE_SCALAR_BYTES ? bytes : DEVICE_SCALAR_BYTES;
+}
+
 static MemoryNeed memory_need(const Device *device, const ProgramSet *set,
                               const ExecutorOptions *options) {
     MemoryNeed need = {.arena = arena_size(set, options)};
@@ -101,7 +109,7 @@ static MemoryNeed memory_need(const Device *device, const ProgramSet *set,
     }
     for (int i = 0; i < set->module->inputs.count; i++)
         need.inputs = saturated_sum(need.inputs, input_bytes(set->module, i));
-    need.own = device->on_host ? 0 : DEVICE_SCALAR_BYTES;
+    need.own = device->on_host ? 0 : device_scalar_bytes(set);
     int64_t rows[] = {need.weights, need.gradients, need.optimizer, need.others,
                       need.inputs,  need.arena,     need.own};
     for (int i = 0; i < COUNT_OF(rows); i++)
@@ -148,7 +156,7 @@ static bool allocate_all(Executor *executor) {
     for (int i = 0; good && i < set->module->inputs.count; i++)
         good = allocate_one(executor, input_bytes(set->module, i), &executor->inputs[i]);
     if (good && !executor->device->on_host)
-        good = allocate_one(executor, DEVICE_SCALAR_BYTES, &executor->scalars);
+        good = allocate_one(executor, device_scalar_bytes(set), &executor->scalars);
     return good &&
            allocate_one(executor, arena_size(set, &executor->options), &executor->arena);
 }
@@ -187,7 +195,6 @@ static void bind_device_scalars(Executor *executor, BoundProgram *bound) {
     if (!executor->device->on_host)
         bound->device_scalars = (double *)(void *)(executor->scalars + executor->scalar_bytes);
     executor->scalar_bytes += bound->scalar_count * (int64_t)sizeof(double);
-    INTERNAL_CHECK(executor->device->on_host || executor->scalar_bytes <= DEVICE_SCALAR_BYTES);
     for (int64_t i = 0; i < bound->program->step_count; i++)
         bound->steps[i].device_scalars =
             bound->device_scalars + (bound->steps[i].scalars - bound->scalars);

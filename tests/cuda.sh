@@ -132,6 +132,10 @@ refused "is of architecture sm_80, not sm_90" card=sm_80 --device cuda:sm_90
 refused "does not know the architecture sm_70" card=sm_70 --device cuda
 refused "MiB of memory, and 2.0 MiB are available" memory=2097152 --device cuda
 
+# NVRTC does not know it, but another of its generation
+on_card card=sm_103 train $small --device cuda --steps 1 --data "$work/data" --out "$work/newer" >"$work/out" 2>"$work/errors" ||
+    fail "sm_103: $(cat "$work/errors")"
+
 # ---- every call fails once, at first and later ------------------------------------------------
 tiny="models/mlp.cola --preset nano -D B=4 --device cuda --data $work/data"
 on_card seed=0 train $tiny --steps 2 --out "$work/kept" >"$work/out" 2>&1 || fail "the tiny run failed"

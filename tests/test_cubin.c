@@ -52,7 +52,8 @@ static CubinResult *compile(const char *text, const char *const *names, int coun
                             CudaArchitecture architecture, Diagnostics *diagnostics) {
     Text source = {0};
     text_puts(&source, text);
-    CubinResult *result = cubin_compile(&source, 1, names, count, architecture, diagnostics);
+    CubinResult *result =
+        cubin_compile(&source, 1, names, count, architecture, false, diagnostics);
     text_free(&source);
     return result;
 }
@@ -270,8 +271,8 @@ static void check_set(const ProgramSet *set, CudaArchitecture architecture,
     Text texts[MOST_PARTS] = {{0}};
     int parts = set->kernel_count < MOST_PARTS ? set->kernel_count : MOST_PARTS;
     emit_cuda(set, parts, texts);
-    CubinResult *result =
-        cubin_compile(texts, parts, names.data, (int)names.count, architecture, diagnostics);
+    CubinResult *result = cubin_compile(texts, parts, names.data, (int)names.count,
+                                        architecture, false, diagnostics);
     if (!result)
         diagnostics_print(diagnostics, stderr);
     assert_non_null(result);

@@ -259,7 +259,9 @@ CUresult cuModuleLoadData(CUmodule *module, const void *bytes) {
     const Image *image = bytes;
     if (memcmp(image->magic, magic, sizeof magic) != 0)
         fault("this is no cubin of the simulated NVRTC");
-    if (image->architecture != settings()->architecture)
+    int card =
+        settings()->architecture; /* runs cubins of its own generation, and no newer ones */
+    if (image->architecture / 10 != card / 10 || image->architecture > card)
         return NO_BINARY_FOR_GPU;
     become_global();
     const char *sources[] = {image->text};
