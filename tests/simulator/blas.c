@@ -154,8 +154,28 @@ cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t p
     return CUBLAS_STATUS_SUCCESS;
 }
 
-/* An "algorithm" is what a call must then come with: so much workspace, and operands aligned so. */
-enum { WORKSPACE = 1 << 16 };
+/* An "algorithm" is what a call must then come with: so much workspace, operands aligned so, and the shape
+ * that it was chosen for. */
+enum { ALGORITHM_WORKSPACE, ALGORITHM_ALIGNMENT, ALGORITHM_SHAPE = 5 };
+
+static uint64_t shape_number(cublasLtMatmulDesc_t operation, cublasLtMatrixLayout_t a,
+                             cublasLtMatrixLayout_t b, cublasLtMatrixLayout_t d) {
+    const uint64_t numbers[] = {
+        operation->transposed[0], operation->transposed[1], (uint64_t)a->rows,
+        (uint64_t)a->columns,     (uint64_t)a->leading,     (uint64_t)b->leading,
+        (uint64_t)d->columns,     (uint64_t)d->leading,     (uint64_t)d->batches,
+        (uint64_t)a->type,        (uint64_t)d->type};
+    uint64_t sum = 1;
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
+        sum = (sum ^ numbers[i]) * 0x9E3779B97F4A7C15u, sum ^= sum >> 29;
+    return sum;
+}
+
+/* Nothing, all that is allowed, or less: as the shape will have it. */
+static uint64_t workspace_for(uint64_t shape, uint64_t most) {
+    static const unsigned parts_of_4[] = {4, 0, 1, 3};
+    return most / 4 * parts_of_4[shape >> 17 & 3] & ~UINT64_C(255);
+}
 
 cublasStatus_t
 cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t handle, cublasLtMatmulDesc_t operation,
@@ -175,10 +195,12 @@ cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t handle, cublasLtMatmulDesc_t ope
     if (preference->reductions & 1)
         fault("reductions in place are allowed, whose order is that of arrival");
     *count = wanted > 0;
-    found->algo.data[0] = WORKSPACE;
+    uint64_t shape = shape_number(operation, a, b, d);
+    found->workspaceSize = workspace_for(shape, preference->workspace);
+    found->algo.data[ALGORITHM_WORKSPACE] = found->workspaceSize;
     for (int i = 0; i < 4; i++)
-        found->algo.data[1 + i] = preference->alignment[i];
-    found->workspaceSize = WORKSPACE;
+        found->algo.data[ALGORITHM_ALIGNMENT + i] = preference->alignment[i];
+    found->algo.data[ALGORITHM_SHAPE] = shape;
     found->state = CUBLAS_STATUS_SUCCESS;
     return CUBLAS_STATUS_SUCCESS;
 }
@@ -190,11 +212,12 @@ cublasStatus_t cublasLtMatmulAlgoCheck(cublasLtHandle_t handle, cublasLtMatmulDe
                                        const cublasLtMatmulAlgo_t *algorithm,
                                        cublasLtMatmulHeuristicResult_t *result) {
     CALL(cublasLtMatmulAlgoCheck, CUBLAS_STATUS_NOT_SUPPORTED);
-    (void)handle, (void)operation, (void)a, (void)b, (void)c, (void)d;
+    (void)handle, (void)c;
     result->algo = *algorithm;
-    result->workspaceSize = WORKSPACE;
-    result->state =
-        algorithm->data[0] == WORKSPACE ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_NOT_SUPPORTED;
+    result->workspaceSize = algorithm->data[ALGORITHM_WORKSPACE];
+    result->state = algorithm->data[ALGORITHM_SHAPE] == shape_number(operation, a, b, d)
+                        ? CUBLAS_STATUS_SUCCESS
+                        : CUBLAS_STATUS_NOT_SUPPORTED;
     return result->state;
 }
 
@@ -254,6 +277,12 @@ static void run_product(Work *work) {
     for (int i = 0; i < 3; i++)
         operands[i] =
             host_of(work->product.operands[i], (size_t)work->product.bytes[i], work->name);
+    size_t room = work->product.workspace_bytes;
+    if (room) { /* what lay there is gone, and what lies there now is nobody's */
+        char *workspace = host_of(work->product.workspace, room, "a product's workspace");
+        memset(workspace, 0xC5, room);
+        emulator_poison(workspace, room);
+    }
     int64_t bytes = product_scratch_bytes(work->product.prepared) * 64;
     char *scratch = aligned_alloc(64, (size_t)(bytes + 64) / 64 * 64);
     product_run(work->product.prepared, operands[0], operands[1], operands[2], scratch);
@@ -273,14 +302,19 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t oper
     float scale = *(const float *)alpha, kept = *(const float *)beta;
     if (scale != 1 || (kept != 0 && kept != 1) || c != d || c_layout != d_layout)
         fault("a product that the simulator does not know");
-    if (workspace_bytes < algorithm->data[0])
+    uint64_t wanted = algorithm->data[ALGORITHM_WORKSPACE];
+    if (workspace_bytes < wanted)
         fault("a product without the workspace that it was chosen with");
-    host_of((CUdeviceptr)(uintptr_t)workspace, workspace_bytes, "a product's workspace");
+    if ((uintptr_t)workspace % 256)
+        fault("a workspace that is not at a multiple of 256 bytes");
+    if (algorithm->data[ALGORITHM_SHAPE] !=
+        shape_number(operation, a_layout, b_layout, d_layout))
+        fault("a product by an algorithm that was chosen for another");
     const void *places[] = {a, b, c, d};
     for (int i = 0; i < 4; i++)
-        if ((uintptr_t)places[i] % algorithm->data[1 + i])
+        if ((uintptr_t)places[i] % algorithm->data[ALGORITHM_ALIGNMENT + i])
             fault("operand %c of a product is not at a multiple of %llu bytes", "ABCD"[i],
-                  (unsigned long long)algorithm -> data[1 + i]);
+                  (unsigned long long)algorithm -> data[ALGORITHM_ALIGNMENT + i]);
     Product shape = shape_of(operation, a_layout, b_layout, c_layout, kept == 1);
     Work work = {.run = run_product, .name = "cublasLtMatmul"};
     const PreparedProduct *prepared = prepared_for(&shape);
@@ -291,6 +325,10 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t oper
         work.product.operands[i] = (CUdeviceptr)(uintptr_t)operands[i];
         uses(&work, work.product.operands[i]);
     }
+    work.product.workspace = (CUdeviceptr)(uintptr_t)workspace;
+    work.product.workspace_bytes = (size_t)wanted;
+    if (wanted)
+        uses(&work, work.product.workspace);
     return enqueue(stream, &work) == CUDA_SUCCESS ? CUBLAS_STATUS_SUCCESS
                                                   : CUBLAS_STATUS_NOT_SUPPORTED;
 }

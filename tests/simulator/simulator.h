@@ -101,7 +101,8 @@ struct Work {
         struct { void *to; const void *from; CUdeviceptr to_card, from_card; size_t bytes;
                  uint64_t sum; bool pinned; unsigned char value; } copy;
         struct { CUfunction function; unsigned grid[3], block[3]; } launch;
-        struct { const void *prepared; CUdeviceptr operands[3]; int64_t bytes[3]; } product;
+        struct { const void *prepared; CUdeviceptr operands[3], workspace; int64_t bytes[3];
+                 size_t workspace_bytes; } product;
     };
 };
 /* Appends a copy of the work to a stream, or to the graph that it captures. */
