@@ -45,6 +45,7 @@ typedef struct CudaDevice {
     int product_count;
     CudaProduct **products;
     ARRAY(CUgraphExec) recordings;
+    ARRAY(CUevent) marks; /* by number */
 } CudaDevice;
 
 const Room cuda_room = {.local_bytes = 44 << 10,
@@ -410,6 +411,28 @@ static void cuda_replay(Device *device, void *recording) {
     DRIVER(d, cuGraphLaunch, (CUgraphExec)recording, d->stream);
 }
 
+/* ---- the card's clock ----------------------------------------------------------------- */
+
+/* External: a node of the graph, which is passed at each replay. */
+static void cuda_mark(Device *device, int64_t number) {
+    CudaDevice *d = cuda_of(device);
+    while (d->marks.count <= number) {
+        CUevent event = NULL;
+        DRIVER(d, cuEventCreate, &event, CU_EVENT_DEFAULT);
+        array_push(&d->marks, event);
+    }
+    DRIVER(d, cuEventRecordWithFlags, d->marks.data[number], d->stream,
+           d->capturing ? CU_EVENT_RECORD_EXTERNAL : 0);
+}
+
+static double cuda_between(Device *device, int64_t number) {
+    CudaDevice *d = cuda_of(device);
+    float milliseconds = 0;
+    DRIVER(d, cuEventElapsedTime, &milliseconds, d->marks.data[number],
+           d->marks.data[number + 1]);
+    return milliseconds * 1e-3;
+}
+
 /* ---- opening and closing ------------------------------------------------------------- */
 
 static void free_kernels(CudaDevice *d) {
@@ -446,6 +469,10 @@ static void cuda_close(Device *device) {
     for (int64_t i = 0; i < d->recordings.count; i++)
         GIVE_BACK(d, cuGraphExecDestroy, d->recordings.data[i]);
     array_free(&d->recordings);
+    for (int64_t i = 0; i < d->marks.count; i++)
+        if (d->marks.data[i])
+            GIVE_BACK(d, cuEventDestroy_v2, d->marks.data[i]);
+    array_free(&d->marks);
     free_kernels(d);
     free_products(d);
     for (int i = 0; i < COUNT_OF(d->slots); i++) {
@@ -509,6 +536,8 @@ static const Device cuda_table = {
     .record = cuda_record,
     .recorded = cuda_recorded,
     .replay = cuda_replay,
+    .mark = cuda_mark,
+    .between = cuda_between,
     .close = cuda_close,
 };
 

@@ -30,6 +30,7 @@ typedef struct BoundProgram {
     int64_t scalar_count;
     bool has_run; /* before anything is recorded: libraries load their kernels at first use */
     void *recording; /* NULL: not recorded yet */
+    void *timed;     /* the same, with a mark before each step and after the last */
     double *host;    /* values of Program.host_scalars */
     int64_t host_step_count;
     NodeId *host_steps;  /* what these follow from, inputs first */
@@ -877,16 +878,31 @@ static bool run_steps(Executor *executor, BoundProgram *bound, Diagnostics *diag
     return true;
 }
 
+static void *record_steps(Device *device, const BoundProgram *bound, bool timing) {
+    int64_t count = bound->program->step_count;
+    device->record(device);
+    for (int64_t i = 0; i < count; i++) {
+        if (timing)
+            device->mark(device, i);
+        run_step(device, &bound->steps[i]);
+    }
+    if (timing)
+        device->mark(device, count);
+    return device->recorded(device);
+}
+
 /* All addresses and scalars' places are the same in every run, so that a recording never changes. */
 static void run_recorded(const Executor *executor, BoundProgram *bound) {
     Device *device = executor->device;
-    if (!bound->recording) {
-        device->record(device);
-        for (int64_t i = 0; i < bound->program->step_count; i++)
-            run_step(device, &bound->steps[i]);
-        bound->recording = device->recorded(device);
-    }
-    device->replay(device, bound->recording);
+    void **recording = executor->timing ? &bound->timed : &bound->recording;
+    if (!*recording)
+        *recording = record_steps(device, bound, executor->timing);
+    device->replay(device, *recording);
+    if (!executor->timing)
+        return;
+    device->synchronize(device);
+    for (int64_t i = 0; i < bound->program->step_count; i++)
+        bound->seconds[i] = device->between(device, i);
 }
 
 bool executor_settle(Executor *executor, Diagnostics *diagnostics) {
@@ -906,8 +922,8 @@ bool executor_run(Executor *executor, const char *name, const double *scalars,
     if (!device->on_host && bound->scalar_count)
         device->copy_in(device, bound->device_scalars, bound->scalars,
                         bound->scalar_count * (int64_t)sizeof(double));
-    bool by_steps =
-        executor->timing || executor->options.check_nan || !device->record || !bound->has_run;
+    bool by_steps = (executor->timing && !device->mark) || executor->options.check_nan ||
+                    !device->record || !bound->has_run;
     bound->has_run = true;
     if (!by_steps)
         run_recorded(executor, bound);

@@ -134,6 +134,11 @@ struct Device {
     void (*record)(Device *device);
     void *(*recorded)(Device *device);
     void (*replay)(Device *device, void *recording);
+    /* The device's own clock.  mark: the moment at which all before it is done, in a recording too;
+     * between: seconds from a mark to the one with the next number, when both have passed.  (Both
+     * NULL: by the host's clock, and synchronize.) */
+    void (*mark)(Device *device, int64_t number);
+    double (*between)(Device *device, int64_t number);
     int64_t (*scratch_bytes)(Device *device); /* held beside slabs and arena; NULL: nothing is */
     double compile_seconds;
     bool compile_cached;

@@ -115,6 +115,19 @@ grep -q "^predicted:" "$work/out" && fail "a prediction for a card that nobody k
 "$COLAC" plan models/llama.cola --preset 60m --plan cola --device cuda:sm_90 --json >"$work/out"
 grep -q '"predicted_step_s_on":{"h100":0\.0' "$work/out" || fail "no prediction in: $(cat "$work/out")"
 
+# ---- times are the card's: between marks in graphs of their own --------------------------------
+on_card seed=2 profile $small --device cuda --steps 3 --json >"$work/out" 2>"$work/errors" || fail "profile: $(cat "$work/errors")"
+[ "$(field "$work/report" recorded)" = 4 ] || fail "profile: recorded $(field "$work/report" recorded) times, not each of two programs with marks and without"
+asked=$(field "$work/report" cuEventElapsedTime) passed=$(field "$work/report" cuEventRecordWithFlags)
+[ "$asked" = $((3 * (passed - 2))) ] || fail "profile: $passed marks in two graphs, and $asked times in three rounds"
+for name in cuEventRecordWithFlags cuEventElapsedTime; do
+    on_card "fail=$name:3" profile $small --device cuda --steps 3 >"$work/out" 2>"$work/errors"
+    code=$?
+    [ $code = 1 ] && [ "$(grep -c ': error: ' "$work/errors")" = 1 ] || fail "profile, $name fails: exit $code: $(cat "$work/errors")"
+    [ "$(field "$work/report" events)$(field "$work/report" recordings)$(field "$work/report" live_bytes)" = 000 ] ||
+        fail "profile, $name fails: something is not given back"
+done
+
 # ---- what is not there ------------------------------------------------------------------------
 refused() { # WORDS SETTINGS ARGUMENTS…
     words=$1 settings=$2

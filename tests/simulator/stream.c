@@ -5,6 +5,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 typedef struct Queue {
     Work *works;
@@ -19,6 +20,8 @@ struct CUstream_st {
 struct CUevent_st {
     CUstream stream; /* of the last record; NULL */
     int pending;
+    bool keeps_time, passed;
+    double seconds; /* when it was passed last */
 };
 struct CUgraph_st {
     Queue queue;
@@ -148,9 +151,9 @@ CUresult cuStreamSynchronize(CUstream stream) {
 }
 
 CUresult cuEventCreate(CUevent *event, unsigned flags) {
-    (void)flags;
     CALL(cuEventCreate, CUDA_ERROR_ILLEGAL_ADDRESS);
     *event = calloc(1, sizeof **event);
+    (*event)->keeps_time = !(flags & CU_EVENT_DISABLE_TIMING);
     count_object(OBJECT_EVENT, 1);
     return CUDA_SUCCESS;
 }
@@ -165,20 +168,48 @@ CUresult cuEventDestroy_v2(CUevent event) {
 }
 
 static void run_event(Work *work) {
-    (void)work;
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    work->event->seconds = (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+    work->event->passed = true;
 }
 
 static void release_event(Work *work) {
     work->event->pending--;
 }
 
-CUresult cuEventRecord(CUevent event, CUstream stream) {
-    CALL(cuEventRecord, CUDA_ERROR_ILLEGAL_ADDRESS);
+static CUresult record_event(CUevent event, CUstream stream) {
     Work work = {
         .run = run_event, .release = release_event, .name = "cuEventRecord", .event = event};
-    event->stream = stream;
-    event->pending++;
+    if (!stream->capturing) {
+        event->stream = stream;
+        event->pending++;
+    }
     return enqueue(stream, &work);
+}
+
+CUresult cuEventRecord(CUevent event, CUstream stream) {
+    CALL(cuEventRecord, CUDA_ERROR_ILLEGAL_ADDRESS);
+    if (stream->capturing)
+        fault("an event that orders the nodes of a graph, where all are in one stream");
+    return record_event(event, stream);
+}
+
+CUresult cuEventRecordWithFlags(CUevent event, CUstream stream, unsigned flags) {
+    CALL(cuEventRecordWithFlags, CUDA_ERROR_ILLEGAL_ADDRESS);
+    if ((flags == CU_EVENT_RECORD_EXTERNAL) != is_capturing(stream))
+        return CUDA_ERROR_INVALID_VALUE;
+    return record_event(event, stream);
+}
+
+CUresult cuEventElapsedTime(float *milliseconds, CUevent from, CUevent to) {
+    CALL(cuEventElapsedTime, CUDA_ERROR_ILLEGAL_ADDRESS);
+    if (!from->keeps_time || !to->keeps_time)
+        return CUDA_ERROR_INVALID_HANDLE;
+    if (!from->passed || !to->passed || from->pending || to->pending)
+        fault("the time between events that have not passed yet");
+    *milliseconds = (float)(1e3 * (to->seconds - from->seconds));
+    return CUDA_SUCCESS;
 }
 
 CUresult cuEventSynchronize(CUevent event) {
@@ -336,8 +367,14 @@ CUresult cuGraphLaunch(CUgraphExec recording, CUstream stream) {
     CALL(cuGraphLaunch, CUDA_ERROR_ILLEGAL_ADDRESS);
     has_replayed = true;
     count_replayed();
-    for (int i = recording->queue.begin; i < recording->queue.end; i++)
+    for (int i = recording->queue.begin; i < recording->queue.end; i++) {
+        CUevent event = recording->queue.works[i].event;
+        if (event) {
+            event->stream = stream;
+            event->pending++;
+        }
         enqueue(stream, &recording->queue.works[i]);
+    }
     return CUDA_SUCCESS;
 }
 
