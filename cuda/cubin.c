@@ -80,7 +80,8 @@ static bool begins_function(const char *line, char name[512]) {
     return true;
 }
 
-/* A line `NAME registers shared stack spill constant` for each function of a log. */
+/* A line `NAME registers shared stack spill constant` for each function of a log.  Each figure stands in
+ * one line of the function's, others have 0 for it. */
 static void figures_of_log(const char *log, Text *out) {
     char name[512] = "";
     KernelResources all = {0};

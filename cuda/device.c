@@ -48,6 +48,8 @@ typedef struct CudaDevice {
     ARRAY(CUevent) marks; /* by number */
 } CudaDevice;
 
+/* Of the 48 KiB of shared memory that a block may have unasked, 4 are for its reductions (print_cuda.c),
+ * which want half of that. */
 const Room cuda_room = {.local_bytes = 44 << 10,
                         .workspace_bytes = cuda_product_workspace,
                         .workspace_alignment = BLAS_WORKSPACE_ALIGNMENT};

@@ -248,17 +248,22 @@ static bool is_well(Device *device, Diagnostics *diagnostics) {
     return !failure;
 }
 
+static bool fits(Device *device, const ProgramSet *set, const MemoryNeed *need,
+                 Diagnostics *diagnostics) {
+    int64_t available = device->available_bytes(device);
+    if (!is_well(device, diagnostics))
+        return false;
+    if (need->total > available)
+        report_memory(set->module, need, available, diagnostics);
+    return need->total <= available;
+}
+
 Executor *executor_new(Device *device, const ProgramSet *set, const ExecutorOptions *options,
                        Diagnostics *diagnostics) {
     MemoryNeed need = memory_need(device, set, options);
-    int64_t available = device->available_bytes(device);
-    if (!is_well(device, diagnostics))
+    if (!fits(device, set, &need, diagnostics) || !device->load(device, set, diagnostics))
         return NULL;
-    if (need.total > available) {
-        report_memory(set->module, &need, available, diagnostics);
-        return NULL;
-    }
-    if (!device->load(device, set, diagnostics))
+    if (!device->on_host && !fits(device, set, &need, diagnostics)) /* code takes some too */
         return NULL;
     Executor *executor = checked_alloc(sizeof *executor);
     executor->device = device;

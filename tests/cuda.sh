@@ -145,6 +145,13 @@ refused "is of architecture sm_80, not sm_90" card=sm_80 --device cuda:sm_90
 refused "does not know the architecture sm_70" card=sm_70 --device cuda
 refused "MiB of memory, and 2.0 MiB are available" memory=2097152 --device cuda
 
+# it fits, but not beside its kernels' code
+peak=$("$COLAC" check $small --device cuda --json | sed -n 's/.*"peak": *\([0-9]*\).*/\1/p')
+refused "activations and workspace: " memory=$((peak + 500000)),code=100000 --device cuda
+[ "$(field "$work/report" allocations)" = 0 ] || fail "what does not fit beside the code was begun"
+on_card memory=$((peak + 800000)),code=100000 train $small --device cuda --steps 1 --data "$work/data" --out "$work/beside" >"$work/out" 2>&1 ||
+    fail "what fits beside the code was refused: $(cat "$work/out")"
+
 # NVRTC does not know it, but another of its generation
 on_card card=sm_103 train $small --device cuda --steps 1 --data "$work/data" --out "$work/newer" >"$work/out" 2>"$work/errors" ||
     fail "sm_103: $(cat "$work/errors")"

@@ -79,6 +79,7 @@ const Settings *settings(void) {
     known = true;
     const char *list = getenv("COLAC_SIMULATE");
     all = (Settings){.memory = (size_t)number_setting(list, "memory", 1L << 30),
+                     .code = (size_t)number_setting(list, "code", 0),
                      .architecture = 90,
                      .cards = (int)number_setting(list, "cards", 1),
                      .version = (int)number_setting(list, "version", 13000),
@@ -181,6 +182,10 @@ uint64_t random_bits(void) {
 
 void count_object(enum Object object, int by) {
     objects[object] += by;
+}
+
+long live_modules(void) {
+    return objects[OBJECT_MODULE];
 }
 
 void count_recorded(void) {

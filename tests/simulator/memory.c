@@ -55,10 +55,15 @@ bool is_pinned(const void *memory, size_t bytes) {
     return false;
 }
 
+static size_t available_bytes(void) {
+    size_t taken = figures.live + settings()->code * (size_t)live_modules();
+    return taken < settings()->memory ? settings()->memory - taken : 0;
+}
+
 CUresult cuMemGetInfo_v2(size_t *available, size_t *total) {
     CALL(cuMemGetInfo_v2, CUDA_ERROR_ILLEGAL_ADDRESS);
     *total = settings()->memory;
-    *available = *total - figures.live;
+    *available = available_bytes();
     return CUDA_SUCCESS;
 }
 
@@ -67,7 +72,7 @@ CUresult cuMemAlloc_v2(CUdeviceptr *address, size_t bytes) {
     REFUSE_WHILE_CAPTURING();
     if (bytes == 0)
         return CUDA_ERROR_INVALID_VALUE;
-    if (bytes > settings()->memory - figures.live)
+    if (bytes > available_bytes())
         return CUDA_ERROR_OUT_OF_MEMORY;
     if (block_count == MAX_BLOCKS)
         fault("more than %d allocations", MAX_BLOCKS);

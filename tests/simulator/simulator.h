@@ -17,6 +17,7 @@
  *                  graph was launched
  *   also=NAME:N    another one
  *   memory=BYTES   of the card (1 GiB)
+ *   code=BYTES     of it that each module takes (0)
  *   card=sm_NN     its architecture (sm_90)
  *   cards=N        how many the driver shows (1)
  *   version=N      of the driver, as cuDriverGetVersion counts (13000)
@@ -41,7 +42,7 @@ typedef struct Settings {
     const char *failing[2]; /* functions' names; NULL */
     long failing_call[2];
     Phase failing_phase[2]; /* in which it is that call; PHASE_COUNT: any */
-    size_t memory;
+    size_t memory, code;
     int architecture, cards, version;
     bool silent; /* NVRTC */
     uint64_t seed;
@@ -82,10 +83,11 @@ void *host_of(CUdeviceptr address, size_t bytes, const char *what);
 uint64_t allocation_of(CUdeviceptr address);
 bool is_pinned(const void *memory, size_t bytes);
 typedef struct MemoryFigures {
-    size_t live, peak;
+    size_t live, peak; /* of allocations */
     long allocations, after_replay; /* the latter: since a graph was launched first */
 } MemoryFigures;
 MemoryFigures memory_figures(void);
+long live_modules(void);
 
 /* ---- stream.c ----------------------------------------------------------------------------- */
 typedef struct Work Work;
