@@ -401,6 +401,16 @@ static int *known_architectures(const Build *build, int *count) {
     return NULL;
 }
 
+/* Those of Tegra run no cubins but their own, and no others run theirs (CUDA programming guide, "Binary
+ * compatibility"). */
+static bool is_tegra(CudaArchitecture architecture) {
+    static const CudaArchitecture tegra[] = {53, 62, 72, 87, 101, 110};
+    for (int i = 0; i < COUNT_OF(tegra); i++)
+        if (tegra[i] == architecture)
+            return true;
+    return false;
+}
+
 /* False after reporting, with those that it knows. */
 static bool is_known(Build *build, bool or_an_older) {
     int count = 0, *known = known_architectures(build, &count);
@@ -411,7 +421,8 @@ static bool is_known(Build *build, bool or_an_older) {
     Text list = {0};
     for (int i = 0; i < count; i++) {
         found |= known[i] == wanted;
-        if (known[i] / 10 == wanted / 10 && known[i] < wanted && known[i] > older)
+        if (known[i] / 10 == wanted / 10 && known[i] < wanted && known[i] > older &&
+            !is_tegra(known[i]) && !is_tegra(wanted))
             older = known[i];
         text_printf(&list, "%ssm_%d", i ? ", " : "", known[i]);
     }

@@ -74,8 +74,10 @@ LaunchList launches_of(Kernel *kernel, const char *name);
  * Readable, deterministic; the kernel IR stands in a comment above the first of its launches. */
 void print_cuda(Kernel *kernel, const char *name, const LaunchList *launches, Text *out);
 /* The CUDA C of all kernels, cut into `parts` texts of about equal work, each after the preludes.  All
- * that compile for a card cut into CUDA_PARTS, on any machine: what one compiled, the other finds. */
+ * that compile for a card cut into as many as cuda_parts says, on any machine: with the same NVRTC one finds what another
+ * compiled. */
 enum { CUDA_PARTS = 8 };
+int cuda_parts(const ProgramSet *set); /* at most CUDA_PARTS, none empty */
 void emit_cuda(const ProgramSet *set, int parts, Text *out);
 extern const char embedded_prelude_cuda_h[];
 
@@ -136,7 +138,7 @@ typedef struct CubinResult {
  * those that it does), or a failed compilation (our bug: the source is kept, named, and the first
  * lines of the log are in the report).
  * `or_an_older`: where NVRTC does not know the architecture, the newest before it of the same generation
- * (sm_100 for sm_103), whose cubins a card of it runs too. */
+ * (sm_100 for sm_103), whose cubins a card of it runs too; those of Tegra run none but their own. */
 CubinResult *cubin_compile(const Text *sources, int source_count, const char *const *names,
                            int name_count, CudaArchitecture architecture, bool or_an_older,
                            Diagnostics *diagnostics);

@@ -224,11 +224,12 @@ static int list_launches(CudaDevice *d, const ProgramSet *set, const char ***nam
 
 static bool compile_kernels(CudaDevice *d, const ProgramSet *set, const char *const *names,
                             int name_count, Diagnostics *diagnostics) {
+    int parts = cuda_parts(set);
     Text texts[CUDA_PARTS] = {{0}};
-    emit_cuda(set, CUDA_PARTS, texts);
+    emit_cuda(set, parts, texts);
     d->cubins =
-        cubin_compile(texts, CUDA_PARTS, names, name_count, d->architecture, true, diagnostics);
-    for (int i = 0; i < CUDA_PARTS; i++)
+        cubin_compile(texts, parts, names, name_count, d->architecture, true, diagnostics);
+    for (int i = 0; i < parts; i++)
         text_free(&texts[i]);
     if (!d->cubins)
         return false;

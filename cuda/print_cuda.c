@@ -598,6 +598,10 @@ static void print_kernel(Kernel *kernel, const char *name, Text *out) {
     print_cuda(kernel, name, &launches, out);
 }
 
+int cuda_parts(const ProgramSet *set) {
+    return set->kernel_count < CUDA_PARTS ? set->kernel_count : CUDA_PARTS;
+}
+
 void emit_cuda(const ProgramSet *set, int parts, Text *out) {
     for (int part = 0; part < parts; part++)
         text_puts(&out[part], embedded_prelude_cuda_h);

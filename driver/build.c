@@ -254,16 +254,16 @@ typedef struct Compiling {
  * costs the preludes' compilation. */
 static bool write_cubins(const ProgramSet *set, CudaArchitecture architecture, Staging *staging,
                          Compiling *compiling) {
+    int parts = cuda_parts(set);
     Text sources[CUDA_PARTS] = {{0}};
     Launches launches = {0};
     Names names = {0};
     list_launches(set, &launches, &names);
-    emit_cuda(set, CUDA_PARTS, sources);
-    bool fine = write_sources(sources, CUDA_PARTS, ".cu", staging);
-    CubinResult *result = fine
-                              ? cubin_compile(sources, CUDA_PARTS, names.data, (int)names.count,
-                                              architecture, false, staging->diagnostics)
-                              : NULL;
+    emit_cuda(set, parts, sources);
+    bool fine = write_sources(sources, parts, ".cu", staging);
+    CubinResult *result = fine ? cubin_compile(sources, parts, names.data, (int)names.count,
+                                               architecture, false, staging->diagnostics)
+                               : NULL;
     for (int i = 0; result && i < result->cubin_count && fine; i++) {
         char name[32];
         Text cubin = {0};
@@ -281,7 +281,7 @@ static bool write_cubins(const ProgramSet *set, CudaArchitecture architecture, S
     }
     fine = fine && result;
     cubin_free(result);
-    for (int i = 0; i < CUDA_PARTS; i++)
+    for (int i = 0; i < parts; i++)
         text_free(&sources[i]);
     array_free(&launches);
     array_free(&names);

@@ -263,7 +263,8 @@ Executor *executor_new(Device *device, const ProgramSet *set, const ExecutorOpti
     MemoryNeed need = memory_need(device, set, options);
     if (!fits(device, set, &need, diagnostics) || !device->load(device, set, diagnostics))
         return NULL;
-    if (!device->on_host && !fits(device, set, &need, diagnostics)) /* code takes some too */
+    if (!device->on_host &&
+        !fits(device, set, &need, diagnostics)) /* its kernels' code takes some */
         return NULL;
     Executor *executor = checked_alloc(sizeof *executor);
     executor->device = device;

@@ -156,6 +156,10 @@ on_card memory=$((peak + 800000)),code=100000 train $small --device cuda --steps
 on_card card=sm_103 train $small --device cuda --steps 1 --data "$work/data" --out "$work/newer" >"$work/out" 2>"$work/errors" ||
     fail "sm_103: $(cat "$work/errors")"
 
+on_card nvrtc=128 train $small --device cuda --steps 1 --data "$work/data" --out "$work/older" >"$work/out" 2>"$work/errors" ||
+    fail "NVRTC 12.8, which knows no --no-cache: $(cat "$work/errors")"
+refused "does not know the architecture sm_110" card=sm_110 --device cuda
+
 # ---- every call fails once, at first and later ------------------------------------------------
 tiny="models/mlp.cola --preset nano -D B=4 --device cuda --data $work/data"
 on_card seed=0 train $tiny --steps 2 --out "$work/kept" >"$work/out" 2>&1 || fail "the tiny run failed"

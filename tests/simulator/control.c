@@ -81,6 +81,7 @@ const Settings *settings(void) {
     all = (Settings){.memory = (size_t)number_setting(list, "memory", 1L << 30),
                      .code = (size_t)number_setting(list, "code", 0),
                      .architecture = 90,
+                     .nvrtc = (int)number_setting(list, "nvrtc", 130),
                      .cards = (int)number_setting(list, "cards", 1),
                      .version = (int)number_setting(list, "version", 13000),
                      .seed = (uint64_t)number_setting(list, "seed", 0),

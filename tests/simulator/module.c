@@ -113,12 +113,12 @@ const char *nvrtcGetErrorString(nvrtcResult result) {
 
 nvrtcResult nvrtcVersion(int *major, int *minor) {
     CALL(nvrtcVersion, NVRTC_ERROR_INTERNAL);
-    *major = 13;
-    *minor = 0;
+    *major = settings()->nvrtc / 10;
+    *minor = settings()->nvrtc % 10;
     return NVRTC_SUCCESS;
 }
 
-static const int known[] = {75, 80, 86, 89, 90, 100, 120};
+static const int known[] = {75, 80, 86, 87, 89, 90, 100, 101, 120};
 
 nvrtcResult nvrtcGetNumSupportedArchs(int *count) {
     CALL(nvrtcGetNumSupportedArchs, NVRTC_ERROR_INTERNAL);
@@ -177,6 +177,9 @@ nvrtcResult nvrtcCompileProgram(nvrtcProgram program, int option_count,
     for (int i = 0; i < option_count; i++)
         if (strncmp(options[i], "--gpu-architecture=sm_", 22) == 0)
             program->architecture = atoi(options[i] + 22);
+    for (int i = 0; i < option_count; i++)
+        if (strcmp(options[i], "--no-cache") == 0 && settings()->nvrtc < 129)
+            return NVRTC_ERROR_INVALID_OPTION;
     FILE *log = open_memstream(&program->log, &length);
     for (const char *at = program->source;
          !settings()->silent && (at = next_function(at, name));)
@@ -259,9 +262,10 @@ CUresult cuModuleLoadData(CUmodule *module, const void *bytes) {
     const Image *image = bytes;
     if (memcmp(image->magic, magic, sizeof magic) != 0)
         fault("this is no cubin of the simulated NVRTC");
-    int card =
-        settings()->architecture; /* runs cubins of its own generation, and no newer ones */
-    if (image->architecture / 10 != card / 10 || image->architecture > card)
+    /* A card runs cubins of its own generation, and no newer ones; Tegra's (87, 101) are apart. */
+    int card = settings()->architecture, made_for = image->architecture;
+    bool apart = made_for == 87 || made_for == 101 || card == 87 || card == 101;
+    if (made_for / 10 != card / 10 || made_for > card || (apart && made_for != card))
         return NO_BINARY_FOR_GPU;
     become_global();
     const char *sources[] = {image->text};

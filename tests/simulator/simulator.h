@@ -21,6 +21,7 @@
  *   card=sm_NN     its architecture (sm_90)
  *   cards=N        how many the driver shows (1)
  *   version=N      of the driver, as cuDriverGetVersion counts (13000)
+ *   nvrtc=NNN      its release, ten times (130)
  *   log=empty      NVRTC says nothing of what it compiles, as where it takes it from a cache
  *   seed=N         of when queues are worked off, and in which order threads run (0)
  *   report=PATH    JSON, at exit: calls, bytes, what was not given back */
@@ -43,7 +44,7 @@ typedef struct Settings {
     long failing_call[2];
     Phase failing_phase[2]; /* in which it is that call; PHASE_COUNT: any */
     size_t memory, code;
-    int architecture, cards, version;
+    int architecture, cards, version, nvrtc;
     bool silent; /* NVRTC */
     uint64_t seed;
     const char *report;
@@ -51,10 +52,11 @@ typedef struct Settings {
 const Settings *settings(void);
 /* Counts a call.  True where it has to fail. */
 bool called(const char *name);
-/* Giving memory and taking it back, which a thread must not ask for while its stream captures. */
+/* Giving memory and taking it back, which a thread must not ask for while its stream captures: the
+ * capture is void then. */
 #define REFUSE_WHILE_CAPTURING()                                                               \
     do {                                                                                       \
-        if (phase() == PHASE_RECORD)                                                           \
+        if (void_capture())                                                                    \
             return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;                                      \
     } while (0)
 /* CALL(cuInit) at a function's head: counts, and fails with `result` where that is asked for. */
@@ -113,6 +115,7 @@ CUresult enqueue(CUstream stream, const Work *work);
 void uses(Work *work, CUdeviceptr address);
 bool is_capturing(CUstream stream);
 Phase phase(void);
+bool void_capture(void); /* true: there was one */
 /* Works off everything in a stream. */
 void work_off(CUstream stream);
 void work_off_all(void);

@@ -16,6 +16,7 @@ struct CUstream_st {
     struct CUstream_st *next;
     Queue queue;
     CUgraph capturing;
+    bool is_void; /* the capture */
 };
 struct CUevent_st {
     CUstream stream; /* of the last record; NULL */
@@ -97,6 +98,14 @@ Phase phase(void) {
         if (stream->capturing)
             return PHASE_RECORD;
     return has_replayed ? PHASE_REPLAY : PHASE_FIRST;
+}
+
+bool void_capture(void) {
+    bool any = false;
+    for (CUstream stream = streams; stream; stream = stream->next)
+        if (stream->capturing)
+            stream->is_void = any = true;
+    return any;
 }
 
 CUresult enqueue(CUstream stream, const Work *work) {
@@ -339,15 +348,16 @@ CUresult cuStreamBeginCapture_v2(CUstream stream, int mode) {
 CUresult cuStreamEndCapture(CUstream stream, CUgraph *graph) {
     if (!stream->capturing)
         fault("a stream does not capture");
-    bool fails = called("cuStreamEndCapture");
+    bool fails = called("cuStreamEndCapture"), is_void = stream->is_void;
+    stream->is_void = false;
     *graph = stream->capturing;
     stream->capturing = NULL;
-    if (fails) {
+    if (fails || is_void) {
         free((*graph)->queue.works);
         free(*graph);
         *graph = NULL;
         count_object(OBJECT_GRAPH, -1);
-        return CUDA_ERROR_ILLEGAL_ADDRESS;
+        return fails ? CUDA_ERROR_ILLEGAL_ADDRESS : CUDA_ERROR_STREAM_CAPTURE_INVALIDATED;
     }
     count_recorded();
     return CUDA_SUCCESS;
