@@ -193,10 +193,6 @@ CudaProduct *cuda_product_prepare(const CudaTable *blas, cublasLtHandle_t handle
     return NULL;
 }
 
-const Product *cuda_product_shape(const CudaProduct *p) {
-    return &p->shape;
-}
-
 BlasChoice cuda_product_choice(const CudaProduct *p) {
     return p->choice;
 }

@@ -411,8 +411,9 @@ static bool is_tegra(CudaArchitecture architecture) {
     return false;
 }
 
-/* False after reporting, with those that it knows. */
-static bool is_known(Build *build, bool or_an_older) {
+/* What to compile for: the architecture asked for, or where NVRTC does not know it and that will do, an
+ * older one.  False after reporting, with those that it knows. */
+static bool settle_architecture(Build *build, bool or_an_older) {
     int count = 0, *known = known_architectures(build, &count);
     if (!known)
         return false;
@@ -448,7 +449,8 @@ CubinResult *cubin_compile(const Text *sources, int source_count, const char *co
                    .job_count = source_count,
                    .diagnostics = diagnostics};
     uint64_t identity = 0;
-    if (!build.nvrtc || !is_known(&build, or_an_older) || !library_identity(&build, &identity))
+    if (!build.nvrtc || !settle_architecture(&build, or_an_older) ||
+        !library_identity(&build, &identity))
         return NULL;
     build.jobs = checked_alloc((size_t)source_count * sizeof *build.jobs);
     cache_find(&build.cache, diagnostics);

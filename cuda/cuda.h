@@ -183,7 +183,6 @@ enum { BLAS_ALIGNMENT = 16 }; /* bytes: the widest load of a kernel */
 CudaProduct *cuda_product_prepare(const CudaTable *blas, cublasLtHandle_t handle,
                                   const Product *product, const int64_t alignment[3],
                                   const BlasChoice *known, BlasFault *fault);
-const Product *cuda_product_shape(const CudaProduct *product); /* as the library sees it */
 BlasChoice cuda_product_choice(const CudaProduct *product);
 /* Into `stream`; operands and workspace in the card's memory. */
 BlasFault cuda_product_run(const CudaProduct *product, const void *a, const void *b, void *c,

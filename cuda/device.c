@@ -44,6 +44,7 @@ typedef struct CudaDevice {
     cublasLtHandle_t blas;
     int product_count;
     CudaProduct **products;
+    const Product *shapes; /* theirs, of the program set */
     ARRAY(CUgraphExec) recordings;
     ARRAY(CUevent) marks; /* by number */
 } CudaDevice;
@@ -305,7 +306,7 @@ static void choose_products(CudaDevice *d, const ProgramSet *set, const CudaTabl
         BlasFault fault = {0};
         d->products[i] = cuda_product_prepare(blas, d->blas, &set->products[i], alignments[i],
                                               known ? &known[i] : NULL, &fault);
-        blas_called(d, fault, &set->products[i]);
+        blas_called(d, fault, &d->shapes[i]);
         if (!d->products[i])
             break;
         chosen[i] = cuda_product_choice(d->products[i]);
@@ -329,6 +330,7 @@ static bool prepare_products(CudaDevice *d, const ProgramSet *set, Diagnostics *
         blas_called(d, (BlasFault){"cublasLtCreate", (int)status}, NULL);
     d->products = checked_alloc((size_t)set->product_count * sizeof(CudaProduct *));
     d->product_count = set->product_count;
+    d->shapes = set->products;
     if (is_well(d))
         choose_products(d, set, blas);
     return true;
@@ -384,7 +386,7 @@ static void cuda_product(Device *device, int product, const void *a, const void 
     INTERNAL_CHECK(workspace); /* of cuda_room */
     if (is_well(d))
         blas_called(d, cuda_product_run(d->products[product], a, b, c, workspace, d->stream),
-                    cuda_product_shape(d->products[product]));
+                    &d->shapes[product]);
 }
 
 static void cuda_record(Device *device) {

@@ -90,11 +90,12 @@ typedef struct MemoryNeed {
 } MemoryNeed;
 
 int64_t device_scalar_bytes(const ProgramSet *set) {
+    const int64_t least = 1 << 20;
     int64_t bytes = 0;
     for (int i = 0; i < set->program_count; i++)
         for (int64_t k = 0; k < set->programs[i].step_count; k++)
             bytes += set->programs[i].steps[k].scalar_count * (int64_t)sizeof(double);
-    return bytes > DEVICE_SCALAR_BYTES ? bytes : DEVICE_SCALAR_BYTES;
+    return bytes > least ? bytes : least;
 }
 
 static MemoryNeed memory_need(const Device *device, const ProgramSet *set,

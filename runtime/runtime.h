@@ -100,10 +100,9 @@ void product_free(PreparedProduct *prepared);
  * that cannot go on remembers why: from then on calls do nothing, and values that are read mean
  * nothing. */
 enum { FETCH_PLACES = 2, FETCH_BYTES = 1 << 20 };
-/* What an executor takes for the scalar arguments of kernels on a device that is not the host: all that
- * one has ever been seen to need, so that the sum is known before kernels are; more where the steps
- * have more.  Bytes. */
-enum { DEVICE_SCALAR_BYTES = 1 << 20 };
+/* What an executor takes for the scalar arguments of kernels on a device that is not the host, in bytes:
+ * what the steps have, and at least 1 MiB, so that an outline without kernels (outline_programs) has the
+ * same. */
 int64_t device_scalar_bytes(const ProgramSet *set);
 typedef struct Device Device;
 struct Device {

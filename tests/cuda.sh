@@ -85,7 +85,9 @@ model="models/gpt2.cola --preset nano -D B=2 -D S=16 -D L=1 -D D=1 -D H=1 --reci
 same "rows of one element" seed=0 --plan full
 model=$small
 same "grouped-query heads" seed=0 --plan cola --precision bf16 -D H=4 -D J=2
-same "a budget" seed=3 --plan "$work/plans.cola:budget"
+for precision in f32 bf16; do
+    same "a budget, $precision" seed=3 --plan "$work/plans.cola:budget" --precision $precision
+done
 same "other interleavings" seed=5 --plan cola_m
 model=$whole # all layers of the preset, at their width
 same "whole nano" seed=0 --plan cola_m

@@ -12,8 +12,8 @@
  *
  * COLAC_SIMULATE: any of, separated by commas
  *   fail=NAME:N    the N-th call of that function fails (memory calls for want of memory, others as
- *                  after an illegal address); from then on every call of the driver fails that waits
- *                  N may be record or replay: the first call while a stream captures, or after a
+ *                  after an illegal address); from then on every call of the driver fails that waits.
+ *                  N may be `record` or `replay`: the first call while a stream captures, or after a
  *                  graph was launched
  *   also=NAME:N    another one
  *   memory=BYTES   of the card (1 GiB)
@@ -21,7 +21,7 @@
  *   card=sm_NN     its architecture (sm_90)
  *   cards=N        how many the driver shows (1)
  *   version=N      of the driver, as cuDriverGetVersion counts (13000)
- *   nvrtc=NNN      its release, ten times (130)
+ *   nvrtc=NNN      NVRTC's release, ten times (130)
  *   log=empty      NVRTC says nothing of what it compiles, as where it takes it from a cache
  *   seed=N         of when queues are worked off, and in which order threads run (0)
  *   report=PATH    JSON, at exit: calls, bytes, what was not given back */
