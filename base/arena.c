@@ -121,16 +121,13 @@ char *arena_strdup(Arena *arena, const char *string) {
 }
 
 char *arena_printf(Arena *arena, const char *format, ...) {
-    INTERNAL_CHECK(format); /* else gcc with UBSan warns of a null format */
-    va_list args, again;
+    Text text = {0};
+    va_list args;
     va_start(args, format);
-    va_copy(again, args);
-    int length = vsnprintf(NULL, 0, format, args);
+    text_vprintf(&text, format, args);
     va_end(args);
-    INTERNAL_CHECK(length >= 0);
-    char *string = arena_alloc(arena, (size_t)length + 1);
-    vsnprintf(string, (size_t)length + 1, format, again);
-    va_end(again);
+    char *string = arena_strndup(arena, text_string(&text), text.length);
+    text_free(&text);
     return string;
 }
 

@@ -63,8 +63,9 @@ static void name_region(Namer *namer, const Region *region) {
         const char *prefix = hint[0] ? "" : instruction->kind == KERNEL_LOOP ? "i" : "v";
         if (hint[0] && !isalpha((unsigned char)hint[0]))
             prefix = "n"; /* a name such as `60m` */
-        namer->names.values[id] =
-            unique(arena, &namer->taken, identifier(arena, prefix, hint, namer->next++));
+        const char *name = identifier(arena, prefix, hint, namer->next++);
+        /* Without hints they differ as they are: v0, i1, b2. */
+        namer->names.values[id] = namer->hints ? unique(arena, &namer->taken, name) : name;
         if (instruction->kind == KERNEL_LOOP)
             name_region(namer, &instruction->loop->body);
     }
@@ -88,10 +89,10 @@ KernelNames kernel_names(const Kernel *kernel, bool hints) {
         const Buffer *buffer = &kernel->buffers.data[i];
         const char *name = hints && buffer->name
                                ? identifier(arena, buffer_prefix(buffer), buffer->name, -1)
-                               : arena_printf(arena, "b%d", (int)i);
-        if (string_map_get(&namer.taken, name, 0))
+                               : identifier(arena, "b", "", (int)i);
+        if (hints && string_map_get(&namer.taken, name, 0))
             name = arena_printf(arena, "%s_%d", name, (int)i);
-        namer.names.buffers[i] = unique(arena, &namer.taken, name);
+        namer.names.buffers[i] = hints ? unique(arena, &namer.taken, name) : name;
     }
     name_region(&namer, &kernel->body);
     string_map_free(&namer.taken);
@@ -132,7 +133,9 @@ typedef struct Printer {
 } Printer;
 
 static void begin_line(const Printer *printer, int depth) {
-    text_printf(printer->out, "%s%*s", printer->margin, 2 * depth, "");
+    text_puts(printer->out, printer->margin);
+    for (int i = 0; i < depth; i++)
+        text_puts(printer->out, "  ");
 }
 
 static void print_operands(const Printer *printer, const Instruction *instruction) {

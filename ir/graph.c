@@ -773,20 +773,21 @@ static void resize_table(InternTable *table, int64_t capacity) {
     free(old);
 }
 
-static void reserve_slot(InternTable *table) {
+/* Where an equal node is, or where the node would go, until the next append; NULL for a copy, which is
+ * never shared. */
+static Slot *slot_of(Function *function, const Node *node, uint32_t *hash) {
+    if (node->op == OP_COPY)
+        return NULL;
+    InternTable *table = function->interned;
     if (2 * (table->count + 1) > table->capacity)
         resize_table(table, table->capacity ? 2 * table->capacity : 64);
+    *hash = hash_node(node);
+    return find_slot(function, node, *hash);
 }
 
-/* Enters node `id` unless an equal one is there (or it is a copy, which is never shared). */
-static void intern(Function *function, NodeId id) {
-    const Node *node = &function->nodes.data[id];
-    if (node->op == OP_COPY)
-        return;
-    reserve_slot(function->interned);
-    uint32_t hash = hash_node(node);
-    Slot *slot = find_slot(function, node, hash);
-    if (slot->node >= 0)
+/* The node is to be found there, unless an equal one is. */
+static void take_slot(Function *function, Slot *slot, uint32_t hash, NodeId id) {
+    if (!slot || slot->node >= 0)
         return;
     *slot = (Slot){hash, id};
     function->interned->count++;
@@ -815,7 +816,8 @@ static void set_dependence(const Function *function, Node *node) {
         node->scope = node->clone = 0;
 }
 
-NodeId function_append(Function *function, Node node) {
+/* A node that is complete but for its place in its scope, with its slot. */
+static NodeId append_at(Function *function, Node node, Slot *slot, uint32_t hash) {
     if (function->nodes.count >= MAX_NODES)
         refuse_at(node.span, "here the graph of `%s` passes %d nodes: the model is too large",
                   function->name, MAX_NODES);
@@ -826,8 +828,6 @@ NodeId function_append(Function *function, Node node) {
     } else {
         node.inputs = NULL;
     }
-    node.attr = canonical_attr(node.op, &node.attr);
-    set_dependence(function, &node);
     int32_t *counter = scope_counter(function, node.scope);
     if (node.ordinal < 0)
         node.ordinal = *counter;
@@ -835,8 +835,16 @@ NodeId function_append(Function *function, Node node) {
         *counter = node.ordinal + 1;
     array_push(&function->nodes, node);
     NodeId id = (NodeId)(function->nodes.count - 1);
-    intern(function, id);
+    take_slot(function, slot, hash, id);
     return id;
+}
+
+NodeId function_append(Function *function, Node node) {
+    uint32_t hash = 0;
+    node.attr = canonical_attr(node.op, &node.attr);
+    set_dependence(function, &node);
+    Slot *slot = slot_of(function, &node, &hash);
+    return append_at(function, node, slot, hash);
 }
 
 static const Placement no_placement = {.order_count = -1, .group = -1, .offset = -1};
@@ -869,13 +877,13 @@ NodeId build(Builder *b, Op op, DataType dtype, Attr attr, const NodeId *inputs,
                  .span = b->span,
                  .placement = no_placement};
     set_dependence(function, &node);
-    reserve_slot(function->interned);
-    Slot *slot = op == OP_COPY ? NULL : find_slot(function, &node, hash_node(&node));
+    uint32_t hash = 0;
+    Slot *slot = slot_of(function, &node, &hash);
     NodeId id = slot ? slot->node : -1;
     if (id < 0) {
         if (b->adjoint_of >= 0 && type_same_axes(node_at(function, b->adjoint_of)->type, type))
             node.adjoint_of = b->adjoint_of;
-        id = function_append(function, node);
+        id = append_at(function, node, slot, hash);
     }
     if (own != few)
         free(own);
@@ -1051,6 +1059,8 @@ Rebuild rebuild_begin(Module *module, const Function *old) {
     Rebuild r = {.old = old};
     r.fresh = function_new(module, old->name, old->scalar_count, old->scalars);
     array_reserve(&r.fresh->nodes, old->nodes.count);
+    if (old->interned->capacity)
+        resize_table(r.fresh->interned, old->interned->capacity);
     /* New nodes of a scope are numbered after all that the old function numbered. */
     for (int64_t i = 0; i < old->interned->next_ordinal.count; i++)
         array_push(&r.fresh->interned->next_ordinal, old->interned->next_ordinal.data[i]);
@@ -1062,14 +1072,10 @@ Rebuild rebuild_begin(Module *module, const Function *old) {
 
 /* An equal node that is there already, or the given one appended. */
 static NodeId append_shared(Function *function, Node node) {
-    if (node.op != OP_COPY) {
-        set_dependence(function, &node);
-        reserve_slot(function->interned);
-        Slot *slot = find_slot(function, &node, hash_node(&node));
-        if (slot->node >= 0)
-            return slot->node;
-    }
-    return function_append(function, node);
+    uint32_t hash = 0;
+    set_dependence(function, &node);
+    Slot *slot = slot_of(function, &node, &hash);
+    return slot && slot->node >= 0 ? slot->node : append_at(function, node, slot, hash);
 }
 
 NodeId rebuild_copy(Rebuild *r, NodeId id) {
@@ -1115,11 +1121,14 @@ static int64_t mark_live(const Function *function, bool *live) {
 
 static void reset_interned(Function *function) {
     InternTable *table = function->interned;
-    free(table->slots);
-    table->slots = NULL;
-    table->count = table->capacity = 0;
-    for (int64_t id = 0; id < function->nodes.count; id++)
-        intern(function, (NodeId)id);
+    for (int64_t i = 0; i < table->capacity; i++)
+        table->slots[i].node = -1;
+    table->count = 0;
+    for (int64_t id = 0; id < function->nodes.count; id++) {
+        uint32_t hash = 0;
+        Slot *slot = slot_of(function, &function->nodes.data[id], &hash);
+        take_slot(function, slot, hash, (NodeId)id);
+    }
 }
 
 /* Gives live nodes consecutive ids.  An adjoint whose primal is dropped forgets it. */

@@ -129,6 +129,32 @@ static void texts_grow(void **state) {
     assert_null(text.data);
 }
 
+/* What the C library makes of the same. */
+#define ASSERT_PRINTED(...)                                                                    \
+    do {                                                                                       \
+        char expected[512];                                                                    \
+        Text text = {0};                                                                       \
+        int length = snprintf(expected, sizeof expected, __VA_ARGS__);                         \
+        text_printf(&text, __VA_ARGS__);                                                       \
+        assert_string_equal(text_string(&text), expected);                                     \
+        assert_int_equal(text.length, length);                                                 \
+        text_free(&text);                                                                      \
+    } while (0)
+
+static void texts_print_what_printf_prints(void **state) {
+    (void)state;
+    ASSERT_PRINTED("%s", "");
+    ASSERT_PRINTED("no conversion");
+    ASSERT_PRINTED("%d %d %d %d", 0, -1, INT_MAX, INT_MIN);
+    ASSERT_PRINTED("%lld,%lld,%lld", 0LL, LLONG_MAX, LLONG_MIN);
+    ASSERT_PRINTED("%s[%d] = %lld of 100%%, %s", "layer", 31, 1LL << 40, "mixed");
+    ASSERT_PRINTED("%d%c%5d|%-5s|%05lld", 7, '!', 8, "ab", 9LL);
+    ASSERT_PRINTED("%s %.17g %a %zu %s", "then", 0.1, 0.1, sizeof(Text), "after");
+    ASSERT_PRINTED("%d %.*s %d", 1, 2, "abcdef", 3);
+    ASSERT_PRINTED("%s %300s", "a piece that is longer than most", "x");
+    ASSERT_PRINTED("%ld %u %x %02x", -5L, 4000000000U, 255U, 7U);
+}
+
 static void maps_keep_what_they_are_told(void **state) {
     (void)state;
     StringMap map = {0};
@@ -387,6 +413,7 @@ int main(void) {
         cmocka_unit_test(our_bug_exits_3),
         cmocka_unit_test(arrays_grow),
         cmocka_unit_test(texts_grow),
+        cmocka_unit_test(texts_print_what_printf_prints),
         cmocka_unit_test(maps_keep_what_they_are_told),
         cmocka_unit_test(distances),
         cmocka_unit_test(suggestions),
