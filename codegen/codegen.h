@@ -342,10 +342,10 @@ MemoryTable program_memory(const ProgramSet *set);
 const Program *program_find(const ProgramSet *set, const char *name); /* NULL */
 void program_print(const ProgramSet *set, const Program *program, Text *out);
 /* Adds the prelude and the text of all kernels, as `print` prints one, to `parts` texts: about
- * equal work in each. */
+ * equal work in each.  `homes`: by kernel, the text that has it; or NULL. */
 void emit_kernels(const ProgramSet *set,
                   void (*print)(Kernel *kernel, const char *name, Text *out), int parts,
-                  Text *out);
+                  Text *out, int *homes);
 /* The C of all kernels so; each text begins with both preludes. */
 void emit_c(const ProgramSet *set, int parts, Text *out);
 

@@ -662,7 +662,7 @@ static int by_length(const void *left, const void *right) {
 
 /* The longest first, each to the text that is shortest by then. */
 void emit_kernels(const ProgramSet *set, void (*print)(Kernel *, const char *, Text *),
-                  int parts, Text *out) {
+                  int parts, Text *out, int *homes) {
     KernelText *kernels = checked_alloc((size_t)set->kernel_count * sizeof *kernels);
     for (int i = 0; i < set->kernel_count; i++) {
         kernels[i].number = i;
@@ -679,6 +679,8 @@ void emit_kernels(const ProgramSet *set, void (*print)(Kernel *, const char *, T
                 shortest = part;
         text_puts(&out[shortest], "\n");
         text_append(&out[shortest], text_string(&kernels[i].text), kernels[i].text.length);
+        if (homes)
+            homes[kernels[i].number] = shortest;
         text_free(&kernels[i].text);
     }
     free(kernels);
@@ -687,5 +689,5 @@ void emit_kernels(const ProgramSet *set, void (*print)(Kernel *, const char *, T
 void emit_c(const ProgramSet *set, int parts, Text *out) {
     for (int part = 0; part < parts; part++)
         text_puts(&out[part], embedded_prelude_c_h);
-    emit_kernels(set, print_c, parts, out);
+    emit_kernels(set, print_c, parts, out, NULL);
 }

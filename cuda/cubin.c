@@ -326,48 +326,25 @@ static bool read_entry(CubinResult *result, int cubin, const char *path,
     return true;
 }
 
-/* Which of the names a text defines: those that stand in front of a parenthesis there. */
-static void find_homes(CubinResult *result, int cubin, const char *source,
-                       const StringMap *numbers) {
-    static const char letters[] =
-        "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_";
-    while (*(source += strcspn(source, letters))) {
-        char word[512];
-        size_t length = strspn(source, letters);
-        snprintf(word, sizeof word, "%.*s", (int)length, source);
-        source += length;
-        int number = *source == '(' ? (int)string_map_get(numbers, word, 0) - 1 : -1;
-        if (number >= 0)
-            result->homes[number] = cubin;
-    }
-}
-
 /* NULL after reporting. */
-static CubinResult *read_entries(const Build *build, const char *const *names, int name_count) {
+static CubinResult *read_entries(const Build *build, const CudaSource *source) {
     CubinResult *result = checked_alloc(sizeof *result);
     StringMap numbers = {0};
     bool good = true;
     result->cubin_count = build->job_count;
     result->cubins = checked_alloc((size_t)build->job_count * sizeof *result->cubins);
-    result->name_count = name_count;
-    result->resources = checked_alloc((size_t)name_count * sizeof *result->resources);
-    result->homes = checked_alloc((size_t)name_count * sizeof *result->homes);
-    for (int i = 0; i < name_count; i++) {
-        result->homes[i] = -1;
+    result->resources = checked_alloc((size_t)source->launch_count * sizeof *result->resources);
+    for (int i = 0; i < source->launch_count; i++) {
         result->resources[i].registers = -1;
-        string_map_set(&numbers, names[i], i + 1);
+        string_map_set(&numbers, source->launches[i].name, i + 1);
     }
     for (int i = 0; i < build->job_count && good; i++) {
-        find_homes(result, i, text_string(build->jobs[i].source), &numbers);
         good = read_entry(result, i, build->jobs[i].entry, &numbers);
         if (!good)
             error_in_file(build->diagnostics, build->jobs[i].entry,
                           "cannot read a compiled kernel");
     }
     string_map_free(&numbers);
-    for (int i = 0; i < name_count && good; i++)
-        if (result->homes[i] < 0)
-            internal_error("no text defines %s", names[i]);
     if (good)
         return result;
     cubin_free(result);
@@ -381,7 +358,6 @@ void cubin_free(CubinResult *result) {
         free(result->cubins[i].bytes);
     free(result->cubins);
     free(result->resources);
-    free(result->homes);
     free(result);
 }
 
@@ -440,24 +416,23 @@ static bool settle_architecture(Build *build, bool or_an_older) {
     return found;
 }
 
-CubinResult *cubin_compile(const Text *sources, int source_count, const char *const *names,
-                           int name_count, CudaArchitecture architecture, bool or_an_older,
-                           Diagnostics *diagnostics) {
+CubinResult *cubin_compile(const CudaSource *source, CudaArchitecture architecture,
+                           bool or_an_older, Diagnostics *diagnostics) {
     double start = now_seconds();
     Build build = {.nvrtc = cuda_library(CUDA_NVRTC, diagnostics),
                    .architecture = architecture,
-                   .job_count = source_count,
+                   .job_count = source->text_count,
                    .diagnostics = diagnostics};
     uint64_t identity = 0;
     if (!build.nvrtc || !settle_architecture(&build, or_an_older) ||
         !library_identity(&build, &identity))
         return NULL;
-    build.jobs = checked_alloc((size_t)source_count * sizeof *build.jobs);
+    build.jobs = checked_alloc((size_t)build.job_count * sizeof *build.jobs);
     cache_find(&build.cache, diagnostics);
-    int missing = jobs_look_up(&build, sources, identity);
+    int missing = jobs_look_up(&build, source->texts, identity);
     CubinResult *result = NULL;
     if (missing == 0 || (cache_begin(&build.cache) && jobs_run(&build)))
-        result = read_entries(&build, names, name_count);
+        result = read_entries(&build, source);
     build_clean(&build);
     if (!result)
         return NULL;

@@ -73,12 +73,19 @@ LaunchList launches_of(Kernel *kernel, const char *name);
 /* ---- print_cuda.c --------------------------------------------------------------------------
  * Readable, deterministic; the kernel IR stands in a comment above the first of its launches. */
 void print_cuda(Kernel *kernel, const char *name, const LaunchList *launches, Text *out);
-/* The CUDA C of all kernels, cut into `parts` texts of about equal work, each after the preludes.  All
- * that compile for a card cut into as many as cuda_parts says, on any machine: with the same NVRTC one finds what another
- * compiled. */
-enum { CUDA_PARTS = 8 };
-int cuda_parts(const ProgramSet *set); /* at most CUDA_PARTS, none empty */
-void emit_cuda(const ProgramSet *set, int parts, Text *out);
+/* The CUDA C of all kernels, in texts of about equal work, each after the preludes, and the launches that
+ * are in it, kernel by kernel.  There are as many texts on any machine: with the same NVRTC one finds
+ * what another compiled. */
+enum { CUDA_TEXTS = 8 };
+typedef struct CudaSource {
+    int text_count; /* none is without a kernel */
+    Text texts[CUDA_TEXTS];
+    int launch_count;
+    Launch *launches; /* what they point to is in the kernels' arenas */
+    int *homes;       /* by launch: the text that defines it */
+} CudaSource;
+CudaSource cuda_source(const ProgramSet *set);
+void cuda_source_free(CudaSource *source);
 extern const char embedded_prelude_cuda_h[];
 
 /* ---- library.c -----------------------------------------------------------------------------
@@ -123,15 +130,13 @@ typedef struct Cubin {
 } Cubin;
 typedef struct CubinResult {
     int cubin_count;
-    Cubin *cubins;              /* by source */
-    int name_count;
-    KernelResources *resources; /* by name */
-    int *homes;                 /* by name: the cubin of the text that defines it */
+    Cubin *cubins;              /* by text */
+    KernelResources *resources; /* by launch */
     double seconds;             /* compiling; about 0 when cached */
     bool cached;
 } CubinResult;
-/* Compiles CUDA C texts by NVRTC for one architecture, in parallel.  `names`: all __global__
- * functions that they have, declared extern "C".  Cache: beside the C kernels' (jit.c), the key
+/* Compiles CUDA C texts by NVRTC for one architecture, in parallel.  Of the launches it takes the
+ * names, of functions declared extern "C".  Cache: beside the C kernels' (jit.c), the key
  * covers the source, the options, NVRTC's version and the architecture.  An entry is the cubin, and
  * the compiler's log, from which the resources are read; with a trailer that shows damage; it
  * appears by rename (cache.c).  NULL after reporting: no NVRTC, an architecture that it does not know (with
@@ -139,9 +144,8 @@ typedef struct CubinResult {
  * lines of the log are in the report).
  * `or_an_older`: where NVRTC does not know the architecture, the newest before it of the same generation
  * (sm_100 for sm_103), whose cubins a card of it runs too; those of Tegra run none but their own. */
-CubinResult *cubin_compile(const Text *sources, int source_count, const char *const *names,
-                           int name_count, CudaArchitecture architecture, bool or_an_older,
-                           Diagnostics *diagnostics);
+CubinResult *cubin_compile(const CudaSource *source, CudaArchitecture architecture,
+                           bool or_an_older, Diagnostics *diagnostics);
 void cubin_free(CubinResult *result);
 const char *cubin_options(void); /* as passed to NVRTC, without the architecture */
 

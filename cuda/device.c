@@ -207,31 +207,8 @@ static void cuda_synchronize(Device *device) {
 
 /* ---- loading ------------------------------------------------------------------------- */
 
-/* The launches of all kernels, and their names. */
-static int list_launches(CudaDevice *d, const ProgramSet *set, const char ***names) {
-    int count = 0;
-    d->kernel_count = set->kernel_count;
-    d->kernels = checked_alloc((size_t)set->kernel_count * sizeof *d->kernels);
-    for (int i = 0; i < set->kernel_count; i++) {
-        d->kernels[i].list = launches_of(set->kernels[i], set->kernel_names[i]);
-        count += d->kernels[i].list.count;
-    }
-    *names = checked_alloc((size_t)count * sizeof **names);
-    for (int i = 0, at = 0; i < set->kernel_count; i++)
-        for (int k = 0; k < d->kernels[i].list.count; k++)
-            (*names)[at++] = d->kernels[i].list.launches[k].name;
-    return count;
-}
-
-static bool compile_kernels(CudaDevice *d, const ProgramSet *set, const char *const *names,
-                            int name_count, Diagnostics *diagnostics) {
-    int parts = cuda_parts(set);
-    Text texts[CUDA_PARTS] = {{0}};
-    emit_cuda(set, parts, texts);
-    d->cubins =
-        cubin_compile(texts, parts, names, name_count, d->architecture, true, diagnostics);
-    for (int i = 0; i < parts; i++)
-        text_free(&texts[i]);
+static bool compile_kernels(CudaDevice *d, const CudaSource *source, Diagnostics *diagnostics) {
+    d->cubins = cubin_compile(source, d->architecture, true, diagnostics);
     if (!d->cubins)
         return false;
     d->device.compile_seconds = d->cubins->seconds;
@@ -239,25 +216,33 @@ static bool compile_kernels(CudaDevice *d, const ProgramSet *set, const char *co
     return true;
 }
 
-static void load_modules(CudaDevice *d) {
+/* The launches of a kernel, the first of which is the source's `first`. */
+static void load_kernel(CudaDevice *d, CudaKernel *kernel, const CudaSource *source,
+                        int first) {
+    size_t launches = (size_t)kernel->list.count, most = 0;
+    kernel->functions = checked_alloc(launches * sizeof *kernel->functions);
+    for (size_t k = 0; k < launches; k++) {
+        const Launch *launch = &kernel->list.launches[k];
+        most = (size_t)launch->argument_count > most ? (size_t)launch->argument_count : most;
+        DRIVER(d, cuModuleGetFunction, &kernel->functions[k],
+               d->modules[source->homes[first + (int)k]], launch->name);
+    }
+    kernel->parameters = checked_alloc(most * sizeof *kernel->parameters);
+    kernel->arguments = checked_alloc(most * sizeof *kernel->arguments);
+    for (size_t k = 0; k < most; k++)
+        kernel->parameters[k] = &kernel->arguments[k];
+}
+
+static void load_kernels(CudaDevice *d, const ProgramSet *set, const CudaSource *source) {
     d->modules = checked_alloc((size_t)d->cubins->cubin_count * sizeof *d->modules);
     for (int i = 0; i < d->cubins->cubin_count; i++)
         DRIVER(d, cuModuleLoadData, &d->modules[i], d->cubins->cubins[i].bytes);
-    for (int i = 0, at = 0; i < d->kernel_count; i++) {
-        CudaKernel *kernel = &d->kernels[i];
-        size_t launches = (size_t)kernel->list.count, most = 0;
-        kernel->functions = checked_alloc(launches * sizeof *kernel->functions);
-        for (size_t k = 0; k < launches; k++, at++) {
-            const Launch *launch = &kernel->list.launches[k];
-            most =
-                (size_t)launch->argument_count > most ? (size_t)launch->argument_count : most;
-            DRIVER(d, cuModuleGetFunction, &kernel->functions[k],
-                   d->modules[d->cubins->homes[at]], launch->name);
-        }
-        kernel->parameters = checked_alloc(most * sizeof *kernel->parameters);
-        kernel->arguments = checked_alloc(most * sizeof *kernel->arguments);
-        for (size_t k = 0; k < most; k++)
-            kernel->parameters[k] = &kernel->arguments[k];
+    d->kernel_count = set->kernel_count;
+    d->kernels = checked_alloc((size_t)set->kernel_count * sizeof *d->kernels);
+    for (int i = 0, first = 0; i < set->kernel_count; i++) {
+        d->kernels[i].list = launches_of(set->kernels[i], set->kernel_names[i]);
+        load_kernel(d, &d->kernels[i], source, first);
+        first += d->kernels[i].list.count;
     }
 }
 
@@ -345,14 +330,14 @@ static bool report(CudaDevice *d, Diagnostics *diagnostics) {
 
 static bool cuda_load(Device *device, const ProgramSet *set, Diagnostics *diagnostics) {
     CudaDevice *d = cuda_of(device);
-    const char **names = NULL;
     INTERNAL_CHECK(!d->kernels);
-    int count = list_launches(d, set, &names);
-    bool good = compile_kernels(d, set, names, count, diagnostics);
-    free(names);
-    if (!good)
+    CudaSource source = cuda_source(set);
+    bool compiled = compile_kernels(d, &source, diagnostics);
+    if (compiled)
+        load_kernels(d, set, &source);
+    cuda_source_free(&source);
+    if (!compiled)
         return false;
-    load_modules(d);
     if (is_well(d) && !prepare_products(d, set, diagnostics))
         return false;
     return report(d, diagnostics);

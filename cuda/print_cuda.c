@@ -598,12 +598,33 @@ static void print_kernel(Kernel *kernel, const char *name, Text *out) {
     print_cuda(kernel, name, &launches, out);
 }
 
-int cuda_parts(const ProgramSet *set) {
-    return set->kernel_count < CUDA_PARTS ? set->kernel_count : CUDA_PARTS;
+CudaSource cuda_source(const ProgramSet *set) {
+    CudaSource source = {.text_count =
+                             set->kernel_count < CUDA_TEXTS ? set->kernel_count : CUDA_TEXTS};
+    int *homes = checked_alloc((size_t)set->kernel_count * sizeof *homes);
+    ARRAY(Launch) launches = {0};
+    ARRAY(int) launch_homes = {0};
+    for (int i = 0; i < source.text_count; i++)
+        text_puts(&source.texts[i], embedded_prelude_cuda_h);
+    emit_kernels(set, print_kernel, source.text_count, source.texts, homes);
+    for (int i = 0; i < set->kernel_count; i++) {
+        LaunchList list = launches_of(set->kernels[i], set->kernel_names[i]);
+        for (int k = 0; k < list.count; k++) {
+            array_push(&launches, list.launches[k]);
+            array_push(&launch_homes, homes[i]);
+        }
+    }
+    free(homes);
+    source.launch_count = (int)launches.count;
+    source.launches = launches.data;
+    source.homes = launch_homes.data;
+    return source;
 }
 
-void emit_cuda(const ProgramSet *set, int parts, Text *out) {
-    for (int part = 0; part < parts; part++)
-        text_puts(&out[part], embedded_prelude_cuda_h);
-    emit_kernels(set, print_kernel, parts, out);
+void cuda_source_free(CudaSource *source) {
+    for (int i = 0; i < source->text_count; i++)
+        text_free(&source->texts[i]);
+    free(source->launches);
+    free(source->homes);
+    *source = (CudaSource){0};
 }

@@ -170,19 +170,6 @@ static bool write_sources(Text *sources, int count, const char *suffix, Staging 
     return fine;
 }
 
-/* The launches of all kernels, as the compiler has made them. */
-typedef ARRAY(Launch) Launches;
-typedef ARRAY(const char *) Names;
-static void list_launches(const ProgramSet *set, Launches *launches, Names *names) {
-    for (int i = 0; i < set->kernel_count; i++) {
-        LaunchList list = launches_of(set->kernels[i], set->kernel_names[i]);
-        for (int k = 0; k < list.count; k++) {
-            array_push(launches, list.launches[k]);
-            array_push(names, list.launches[k].name);
-        }
-    }
-}
-
 /* Percent, of the threads that a processor can hold, that it does. */
 static int occupancy_of(const Card *card, const Launch *launch, const KernelResources *r) {
     INTERNAL_CHECK(card && r->registers >= 0);
@@ -190,7 +177,7 @@ static int occupancy_of(const Card *card, const Launch *launch, const KernelReso
            card->processor_threads;
 }
 
-static void report_launches(const Launches *launches, const CubinResult *result,
+static void report_launches(const CudaSource *source, const CubinResult *result,
                             CudaArchitecture architecture, Text *out) {
     const Card *card = card_of_architecture(architecture);
     if (card)
@@ -202,8 +189,8 @@ static void report_launches(const Launches *launches, const CubinResult *result,
                     architecture);
     text_printf(out, "\n%9s %7s %9s %9s %7s %9s  %s\n", "blocks", "threads", "registers",
                 "shared B", "spill B", "occupancy", "kernel");
-    for (int64_t i = 0; i < launches->count; i++) {
-        const Launch *launch = &launches->data[i];
+    for (int i = 0; i < source->launch_count; i++) {
+        const Launch *launch = &source->launches[i];
         const KernelResources *r = &result->resources[i];
         int threads = launch->threads * launch->teams;
         char occupancy[16] = "";
@@ -219,12 +206,12 @@ static void report_launches(const Launches *launches, const CubinResult *result,
     }
 }
 
-static json_t *launches_json(const Launches *launches, const CubinResult *result,
+static json_t *launches_json(const CudaSource *source, const CubinResult *result,
                              CudaArchitecture architecture) {
     const Card *card = card_of_architecture(architecture);
     json_t *array = json_array();
-    for (int64_t i = 0; i < launches->count; i++) {
-        const Launch *launch = &launches->data[i];
+    for (int i = 0; i < source->launch_count; i++) {
+        const Launch *launch = &source->launches[i];
         const KernelResources *r = &result->resources[i];
         json_t *object =
             json_pack("{s:s, s:I, s:i}", "name", launch->name, "blocks",
@@ -250,20 +237,13 @@ typedef struct Compiling {
     json_t *launches;
 } Compiling;
 
-/* The kernels' sources, and the cubins that they compile to.  A part has some tens of kernels: each
- * costs the preludes' compilation. */
+/* The kernels' sources, and the cubins that they compile to. */
 static bool write_cubins(const ProgramSet *set, CudaArchitecture architecture, Staging *staging,
                          Compiling *compiling) {
-    int parts = cuda_parts(set);
-    Text sources[CUDA_PARTS] = {{0}};
-    Launches launches = {0};
-    Names names = {0};
-    list_launches(set, &launches, &names);
-    emit_cuda(set, parts, sources);
-    bool fine = write_sources(sources, parts, ".cu", staging);
-    CubinResult *result = fine ? cubin_compile(sources, parts, names.data, (int)names.count,
-                                               architecture, false, staging->diagnostics)
-                               : NULL;
+    CudaSource source = cuda_source(set);
+    bool fine = write_sources(source.texts, source.text_count, ".cu", staging);
+    CubinResult *result =
+        fine ? cubin_compile(&source, architecture, false, staging->diagnostics) : NULL;
     for (int i = 0; result && i < result->cubin_count && fine; i++) {
         char name[32];
         Text cubin = {0};
@@ -275,16 +255,13 @@ static bool write_cubins(const ProgramSet *set, CudaArchitecture architecture, S
     if (result) {
         compiling->seconds = result->seconds;
         compiling->cached = result->cached;
-        compiling->launch_count = launches.count;
-        report_launches(&launches, result, architecture, &compiling->table);
-        compiling->launches = launches_json(&launches, result, architecture);
+        compiling->launch_count = source.launch_count;
+        report_launches(&source, result, architecture, &compiling->table);
+        compiling->launches = launches_json(&source, result, architecture);
     }
     fine = fine && result;
     cubin_free(result);
-    for (int i = 0; i < parts; i++)
-        text_free(&sources[i]);
-    array_free(&launches);
-    array_free(&names);
+    cuda_source_free(&source);
     return fine;
 }
 

@@ -50,11 +50,15 @@ static const char *const two_names[] = {"plain", "shares"};
 
 static CubinResult *compile(const char *text, const char *const *names, int count,
                             CudaArchitecture architecture, Diagnostics *diagnostics) {
-    Text source = {0};
-    text_puts(&source, text);
-    CubinResult *result =
-        cubin_compile(&source, 1, names, count, architecture, false, diagnostics);
-    text_free(&source);
+    Launch launches[2] = {{0}};
+    int homes[2] = {0};
+    CudaSource source = {
+        .text_count = 1, .launch_count = count, .launches = launches, .homes = homes};
+    for (int i = 0; i < count; i++)
+        launches[i].name = names[i];
+    text_puts(&source.texts[0], text);
+    CubinResult *result = cubin_compile(&source, architecture, false, diagnostics);
+    text_free(&source.texts[0]);
     return result;
 }
 
@@ -208,7 +212,7 @@ static void two_processes_make_the_same(void **state) {
 
 /* ---- every kernel of the shipped models ---------------------------------------------------- */
 
-enum { MOST_REGISTERS = 64, MOST_PARTS = 4 };
+enum { MOST_REGISTERS = 64 };
 typedef struct Shipped {
     const char *path, *preset;
 } Shipped;
@@ -259,30 +263,15 @@ static void check_launch(const Launch *launch, const KernelResources *r) {
 
 static void check_set(const ProgramSet *set, CudaArchitecture architecture,
                       Diagnostics *diagnostics) {
-    ARRAY(Launch) launches = {0};
-    ARRAY(const char *) names = {0};
-    for (int i = 0; i < set->kernel_count; i++) {
-        LaunchList list = launches_of(set->kernels[i], set->kernel_names[i]);
-        for (int k = 0; k < list.count; k++) {
-            array_push(&launches, list.launches[k]);
-            array_push(&names, list.launches[k].name);
-        }
-    }
-    Text texts[MOST_PARTS] = {{0}};
-    int parts = set->kernel_count < MOST_PARTS ? set->kernel_count : MOST_PARTS;
-    emit_cuda(set, parts, texts);
-    CubinResult *result = cubin_compile(texts, parts, names.data, (int)names.count,
-                                        architecture, false, diagnostics);
+    CudaSource source = cuda_source(set);
+    CubinResult *result = cubin_compile(&source, architecture, false, diagnostics);
     if (!result)
         diagnostics_print(diagnostics, stderr);
     assert_non_null(result);
-    for (int64_t i = 0; i < launches.count; i++)
-        check_launch(&launches.data[i], &result->resources[i]);
+    for (int i = 0; i < source.launch_count; i++)
+        check_launch(&source.launches[i], &result->resources[i]);
     cubin_free(result);
-    for (int i = 0; i < parts; i++)
-        text_free(&texts[i]);
-    array_free(&launches);
-    array_free(&names);
+    cuda_source_free(&source);
 }
 
 static void every_kernel_compiles_without_spills(void **state) {

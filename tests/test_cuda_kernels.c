@@ -5,7 +5,7 @@
 #include "tests/emulator/emulator.h"
 #include "tests/op_cases.h"
 
-enum { PARTS = 4, SEEDS = 3 };
+enum { SEEDS = 3 };
 
 /* The kernels of a program set in the emulator. */
 typedef struct Emulated {
@@ -18,21 +18,20 @@ typedef struct Emulated {
 static Emulated emulated;
 
 static void emulate(const ProgramSet *set) {
-    Text texts[PARTS] = {{0}};
-    const char *sources[PARTS];
+    const char *sources[CUDA_TEXTS];
     char folder[] = "/tmp/colac-emulated-XXXXXX";
     assert_non_null(mkdtemp(folder));
-    emit_cuda(set, PARTS, texts);
-    for (int i = 0; i < PARTS; i++)
-        sources[i] = text_string(&texts[i]);
-    emulated = (Emulated){.set = set, .module = emulator_compile(sources, PARTS, folder)};
+    CudaSource source = cuda_source(set);
+    for (int i = 0; i < source.text_count; i++)
+        sources[i] = text_string(&source.texts[i]);
+    emulated =
+        (Emulated){.set = set, .module = emulator_compile(sources, source.text_count, folder)};
     assert_non_null(emulated.module);
     emulated.launches =
         arena_alloc_array(set->arena, (size_t)set->kernel_count, sizeof(LaunchList));
     for (int i = 0; i < set->kernel_count; i++)
         emulated.launches[i] = launches_of(set->kernels[i], set->kernel_names[i]);
-    for (int i = 0; i < PARTS; i++)
-        text_free(&texts[i]);
+    cuda_source_free(&source);
 }
 
 static void stop_emulating(void) {
