@@ -61,10 +61,11 @@ static void print_memory(const MemoryTable *memory, const Module *module) {
 }
 
 void print_heading(const Request *request, const Compilation *compilation) {
-    printf("%s%s%s%s%s, %lld sequences of %lld positions a micro-batch\n", request->path,
+    printf("%s%s%s%s%s, %lld sequence%s of %lld position%s a micro-batch\n", request->path,
            request->preset ? ", preset " : "", request->preset ? request->preset : "",
            request->plan ? ", plan " : ", no plan", request->plan ? request->plan : "",
-           (long long)compilation->sequences, (long long)compilation->positions);
+           (long long)compilation->sequences, compilation->sequences == 1 ? "" : "s",
+           (long long)compilation->positions, compilation->positions == 1 ? "" : "s");
 }
 
 static void print_table(const Options *options, const Compilation *compilation,

@@ -120,6 +120,7 @@ Engine *engine_executor(Device *device, const ProgramSet *set, const ExecutorOpt
         .flops = executor_engine_flops,
         .close = executor_engine_close,
     };
+    self->engine.device = device->title ? device->title : device->name;
     self->engine.runs_ahead = !device->on_host;
     self->device = device;
     self->executor = executor_new(device, set, options, diagnostics);
@@ -356,6 +357,7 @@ Engine *engine_interpreter(const Module *module, bool check_nan, Diagnostics *di
     InterpreterEngine *self = checked_alloc(sizeof *self);
     self->engine = (Engine){
         .module = module,
+        .device = "interpreter",
         .double_precision = true,
         .initialize = interpreter_engine_initialize,
         .set_input = interpreter_engine_set_input,

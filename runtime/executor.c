@@ -119,12 +119,14 @@ static MemoryNeed memory_need(const Device *device, const ProgramSet *set,
     return need;
 }
 
-static void report_memory(const Module *module, const MemoryNeed *need, int64_t available,
+static void report_memory(const ProgramSet *set, const MemoryNeed *need, int64_t available,
                           Diagnostics *diagnostics) {
     char total[32], left[32], size[32];
-    Diagnostic *d = error_in_file(diagnostics, module->name,
-                                  "this needs %s of memory, and %s are available",
-                                  bytes_text(need->total, total), bytes_text(available, left));
+    Diagnostic *d =
+        error_in_file(diagnostics, set->module->name,
+                      "this needs %s of memory, and %s are available (%lld of %lld B)",
+                      bytes_text(need->total, total), bytes_text(available, left),
+                      (long long)available, (long long)need->total);
     const struct {
         const char *name;
         int64_t bytes;
@@ -135,8 +137,14 @@ static void report_memory(const Module *module, const MemoryNeed *need, int64_t 
     for (int i = 0; i < COUNT_OF(rows); i++)
         if (rows[i].bytes)
             note_at(d, (Span){0}, "%s: %s", rows[i].name, bytes_text(rows[i].bytes, size));
-    help(d, "fewer sequences at a time (the first dims of the model, by `-D`), or a plan that "
-            "keeps less: `memory N MiB` in it finds the cheapest that fits");
+    if (program_find(set, "micro"))
+        help(d,
+             "fewer sequences at a time (the first dims of the model, by `-D`), or a plan that "
+             "keeps less: `memory N MiB` in it finds the cheapest that fits");
+    else
+        help(d, "a run is evaluated as it was trained, with as many sequences at a time: that "
+                "wants "
+                "a machine or card with more memory");
 }
 
 /* ---- memory ------------------------------------------------------------------------ */
@@ -255,7 +263,7 @@ static bool fits(Device *device, const ProgramSet *set, const MemoryNeed *need,
     if (!is_well(device, diagnostics))
         return false;
     if (need->total > available)
-        report_memory(set->module, need, available, diagnostics);
+        report_memory(set, need, available, diagnostics);
     return need->total <= available;
 }
 
@@ -283,7 +291,7 @@ Executor *executor_new(Device *device, const ProgramSet *set, const ExecutorOpti
     if (good)
         return executor;
     if (is_well(device, diagnostics))
-        report_memory(set->module, &need, device->available_bytes(device), diagnostics);
+        report_memory(set, &need, device->available_bytes(device), diagnostics);
     executor_free(executor);
     return NULL;
 }

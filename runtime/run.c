@@ -110,14 +110,15 @@ static json_t *record_of(const RunWriting *writing, const TrainOptions *options,
                               json_pack("[s,s]", json_path(request->defines[i].name, arena),
                                         json_path(request->defines[i].value, arena)));
     json_t *record = json_pack(
-        "{s:i, s:s, s:s?, s:o, s:o, s:s?, s:o, s:I, s:s, s:s, s:I, s:b, s:o, s:o}", "format",
-        RUN_FORMAT, "model", json_path(place_of(writing, request->path), arena), "preset",
-        request->preset, "plan", placed_name(writing, request->plan), "recipe",
+        "{s:i, s:s, s:s?, s:o, s:o, s:s?, s:o, s:I, s:s, s:s, s:s, s:I, s:b, s:o, s:o}",
+        "format", RUN_FORMAT, "model", json_path(place_of(writing, request->path), arena),
+        "preset", request->preset, "plan", placed_name(writing, request->plan), "recipe",
         placed_name(writing, request->recipe), "precision", request->precision, "defines",
         defines, "seed", (json_int_t)options->seed, "names",
-        options->their_names ? "hf" : "own", "data", json_path(options->data, arena), "steps",
-        (json_int_t)end->steps, "interrupted", end->interrupted, "final_loss",
-        number_or_null(end->final_loss), "val_loss", number_or_null(end->validation_loss));
+        options->their_names ? "hf" : "own", "data", json_path(options->data, arena), "device",
+        end->device, "steps", (json_int_t)end->steps, "interrupted", end->interrupted,
+        "final_loss", number_or_null(end->final_loss), "val_loss",
+        number_or_null(end->validation_loss));
     INTERNAL_CHECK(record);
     return record;
 }

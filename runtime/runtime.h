@@ -439,6 +439,7 @@ void predict_program(const MachineProfile *profile, const ProgramSet *set,
 typedef struct Engine Engine;
 struct Engine {
     const Module *module;
+    const char *device; /* what computes: "cpu", "interpreter", a card's title */
     bool double_precision;
     double compile_seconds; /* of kernels */
     void (*initialize)(Engine *engine, uint64_t seed); /* weights, moments, tables */
@@ -527,6 +528,7 @@ typedef struct RunRecord {
 } RunRecord;
 /* How a run ended. */
 typedef struct RunEnd {
+    const char *device; /* the engine's */
     int64_t steps; /* done */
     bool interrupted;
     double final_loss, validation_loss; /* NaN: none */

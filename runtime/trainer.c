@@ -466,7 +466,8 @@ static bool write_run(Training *training) {
                                      session->engine->double_precision,
                                      run_weights_path(options->out, session->arena), get_weight,
                                      session->engine, session->diagnostics);
-    RunEnd end = {.steps = training->figures.step,
+    RunEnd end = {.device = session->engine->device,
+                  .steps = training->figures.step,
                   .interrupted = interrupted(training) != 0,
                   .final_loss = training->figures.loss,
                   .validation_loss = training->figures.validation_loss};

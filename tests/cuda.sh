@@ -145,7 +145,7 @@ refused "for CUDA 11.8, and colac needs one for 12.0" version=11080 --device cud
 refused "the driver is for CUDA 12, so .libnvrtc.so.13. was not looked for" version=12040 --device cuda
 refused "is of architecture sm_80, not sm_90" card=sm_80 --device cuda:sm_90
 refused "does not know the architecture sm_70" card=sm_70 --device cuda
-refused "MiB of memory, and 2.0 MiB are available" memory=2097152 --device cuda
+refused "MiB of memory, and 2.0 MiB are available (2097152 of [0-9]* B)" memory=2097152 --device cuda
 
 # it fits, but not beside its kernels' code
 peak=$("$COLAC" check $small --device cuda --json | sed -n 's/.*"peak": *\([0-9]*\).*/\1/p')
@@ -153,6 +153,11 @@ refused "activations and workspace: " memory=$((peak + 500000)),code=100000 --de
 [ "$(field "$work/report" allocations)" = 0 ] || fail "what does not fit beside the code was begun"
 on_card memory=$((peak + 800000)),code=100000 train $small --device cuda --steps 1 --data "$work/data" --out "$work/beside" >"$work/out" 2>&1 ||
     fail "what fits beside the code was refused: $(cat "$work/out")"
+
+on_card memory=1048576 eval "$work/beside" --device cuda --data "$work/data" >"$work/out" 2>"$work/errors" &&
+    fail "an evaluation that does not fit was begun"
+grep -q "help: a run is evaluated as it was trained" "$work/errors" || fail "eval: $(cat "$work/errors")"
+grep -q '"device": "simulated card' "$work/beside/run.json" || fail "run.json does not name the card"
 
 # NVRTC does not know it, but another of its generation
 on_card card=sm_103 train $small --device cuda --steps 1 --data "$work/data" --out "$work/newer" >"$work/out" 2>"$work/errors" ||

@@ -98,7 +98,7 @@ grep -q '^/dev/full:1:1: error: cannot be written: No space left' "$work/out" ||
 # An interrupt ends the run after the update at hand, weights written.  One thread takes it, and it
 # computes nothing: oneDNN's products for AVX2 borrow the stack pointer.
 for signal in INT:130 TERM:143; do
-    rm -rf "$work/stopped"
+    rm -rf "$work/stopped" "$work/stopped.log"
     "$COLAC" train "$model" $small --data "$work/data" --out "$work/stopped" --json --steps 100000000 \
         --threads 2 >"$work/stopped.log" 2>&1 &
     pid=$!
@@ -115,6 +115,7 @@ for signal in INT:130 TERM:143; do
     code=$?
     [ $code -eq ${signal#*:} ] || fail "$signal: exit $code: $(tail -n 3 "$work/stopped.log")"
     grep -q '"interrupted": true' "$work/stopped/run.json" || fail "run.json does not say that it was interrupted"
+    grep -q '"device": "cpu"' "$work/stopped/run.json" || fail "run.json does not say what computed"
 done
 "$COLAC" eval "$work/stopped" --data "$work/data" >"$work/out" 2>&1 || fail "eval of an interrupted run: $(cat "$work/out")"
 
