@@ -15,6 +15,7 @@ typedef struct Reading {
     Arena *arena;
     Diagnostics *diagnostics;
     const char *path;
+    Source source;
     ARRAY(ChartSeries) series;
     ARRAY(int64_t) capacities; /* of each series' points */
     int64_t line, unread;      /* unread: rows without x or y */
@@ -134,8 +135,9 @@ static bool is_blank(const char *line, size_t length) {
 }
 
 /* A JSON object a line. */
-static bool read_rows(Reading *reading, const char *text, size_t length) {
-    for (const char *at = text, *end = text + length; at < end;) {
+static bool read_rows(Reading *reading) {
+    const Source *source = &reading->source;
+    for (const char *at = source->text, *end = at + source->length; at < end;) {
         const char *stop = memchr(at, '\n', (size_t)(end - at));
         size_t size = (size_t)((stop ? stop : end) - at);
         reading->line++;
@@ -145,9 +147,11 @@ static bool read_rows(Reading *reading, const char *text, size_t length) {
         if (!good && (row = json_loadb(at, size, 0, &error)) && json_is_object(row))
             good = add_row(reading, row);
         else if (!good)
-            help(error_in_file(reading->diagnostics, reading->path,
-                               "line %lld is no JSON object: %s", (long long)reading->line,
-                               row ? "it is another JSON value" : error.text),
+            help(error_at(reading->diagnostics,
+                          (Span){source, (uint32_t)(at - source->text),
+                                 (uint32_t)(at - source->text + size)},
+                          "this line is no JSON object: %s",
+                          row ? "it is another JSON value" : error.text),
                  "`colac chart` reads an object a line, as `--json` writes them");
         json_decref(row);
         if (!good)
@@ -284,6 +288,10 @@ static bool complain_key(Reading *reading, const char *option, const char *key,
 /* Each key stands in some row, and some row has both numbers. */
 static bool check_keys(Reading *reading) {
     const Options *options = reading->options;
+    if (!reading->keys.length) {
+        error_in_file(reading->diagnostics, reading->path, "there is no row in it");
+        return false;
+    }
     if (!reading->has_x)
         return complain_key(reading, "--x", options->chart.x, "a number");
     if (!reading->has_y)
@@ -303,18 +311,18 @@ static bool check_keys(Reading *reading) {
     return false;
 }
 
-static bool chart_file(Reading *reading) {
+/* The text stays: diagnostics quote it. */
+static bool chart_file(Reading *reading, char **kept) {
     size_t length;
-    char *text = read_file(reading->path, MAX_CHART_BYTES, &length);
+    char *text = *kept = read_file(reading->path, MAX_CHART_BYTES, &length);
     if (!text) {
         help(error_in_file(reading->diagnostics, reading->path, "cannot be read: %s",
                            strerror(errno)),
              "name a file of JSON lines, as `colac sweep -o DIR` writes `DIR/sweep.jsonl`");
         return false;
     }
-    bool good = read_rows(reading, text, length);
-    free(text);
-    return good && check_keys(reading) && check_lines(reading) && draw(reading);
+    reading->source = (Source){.name = reading->path, .text = text, .length = length};
+    return read_rows(reading) && check_keys(reading) && check_lines(reading) && draw(reading);
 }
 
 int run_chart_command(Options *options) {
@@ -330,7 +338,8 @@ int run_chart_command(Options *options) {
                        .diagnostics = diagnostics_new(),
                        .path =
                            strcmp(options->files[0], "-") ? options->files[0] : "/dev/stdin"};
-    bool good = chart_file(&reading);
+    char *text = NULL;
+    bool good = chart_file(&reading, &text);
     if (good && reading.unread)
         fprintf(stderr,
                 "colac chart: %lld of %lld lines have no number under `%s` or `%s` and are "
@@ -345,5 +354,6 @@ int run_chart_command(Options *options) {
     text_free(&reading.keys);
     diagnostics_free(reading.diagnostics);
     arena_free(reading.arena);
+    free(text);
     return good ? code : 1;
 }

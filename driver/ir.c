@@ -65,6 +65,10 @@ static void print_module(const Options *options, const Compiled *compiled, const
 int run_ir_command(Options *options) {
     const char *last = options->stage ? options->stage : pass_list[pass_count - 1].name;
     Stage stage;
+    if (options->function && !options->dot) {
+        fprintf(stderr, "colac ir: `--function` says what is drawn, and needs `--dot`\n");
+        return 2;
+    }
     if (!stage_after(last, &stage))
         return 2;
     Compiled compiled;

@@ -92,6 +92,8 @@ int main(int argc, char **argv) {
         return print_ops();
     if (!strcmp(argv[1], "--help") || !strcmp(argv[1], "-h") || !strcmp(argv[1], "help")) {
         const Command *about = argc > 2 ? find_command(argv[2]) : NULL;
+        if (argc > 2 && !about)
+            return unknown_command(argv[2]);
         about ? print_command_usage(about, stdout) : print_usage(stdout);
         return 0;
     }

@@ -10,6 +10,7 @@ typedef enum OptionKind {
     TAKES_NOTHING, /* sets a bool */
     TAKES_TEXT,
     TAKES_COUNT, /* an integer from 1 on, into an int64_t */
+    TAKES_LIST,  /* a text of several values: a second one would be lost */
     TAKES_CUSTOM /* parsed by a function */
 } OptionKind;
 
@@ -95,8 +96,10 @@ static bool is_number_list(const char *text) {
 
 static bool parse_rank(Options *options, const char *value) {
     if (!is_number_list(value)) {
-        fprintf(stderr, "colac: `--rank` takes numbers, as in `--rank 32,64`, not `%s`\n",
-                value);
+        fprintf(stderr,
+                "colac: `--rank` takes numbers, as in `--rank 32,64`, not `%s`; `--over R=%s` "
+                "takes expressions\n",
+                value, value);
         return false;
     }
     options->rank = value;
@@ -172,8 +175,12 @@ static bool parse_seed(Options *options, const char *value) {
 #define BY(function) 0, function
 static const Option option_list[] = {
     {"--preset", "NAME", TAKES_TEXT, AT(request.preset), MODELS, "a preset of the model"},
-    {"--plan", "NAME", TAKES_TEXT, AT(request.plan), MODELS,
+    {"--plan", "NAME", TAKES_TEXT, AT(request.plan), " check train grad profile build ir opt ",
      "a plan, by NAME or FILE:NAME; without it nothing is rewritten"},
+    {"--plan", "A,B,C", TAKES_LIST, AT(request.plan), " plan ",
+     "plans, each by NAME or FILE:NAME; without it all of the text's"},
+    {"--plan", "A,B,C", TAKES_LIST, AT(request.plan), " sweep ",
+     "plans, each by NAME or FILE:NAME; without it nothing is rewritten"},
     {"--recipe", "NAME", TAKES_TEXT, AT(request.recipe), MODELS,
      "a recipe, by NAME or FILE:NAME; without it AdamW at a constant rate, batch = B"},
     {"-D", "X=V", TAKES_CUSTOM, BY(parse_define), MODELS,
@@ -268,12 +275,27 @@ static bool option_applies(const Option *option, const Command *command) {
     return strstr(option->commands, padded) != NULL;
 }
 
-static const Option *find_option(const char *name, size_t length) {
-    for (int i = 0; i < COUNT_OF(option_list); i++)
-        if (strlen(option_list[i].name) == length &&
-            !strncmp(option_list[i].name, name, length))
-            return &option_list[i];
-    return NULL;
+/* The option of that name, the command's if it has one; NULL. */
+static const Option *find_option(const char *name, size_t length, const Command *command) {
+    const Option *found = NULL;
+    for (int i = 0; i < COUNT_OF(option_list); i++) {
+        const Option *option = &option_list[i];
+        if (strlen(option->name) == length && !strncmp(option->name, name, length) &&
+            (!found || option_applies(option, command)))
+            found = option;
+    }
+    return found;
+}
+
+/* `train`, `grad` and `eval` */
+static void print_commands(const Option *option, FILE *stream) {
+    const char *at = option->commands + 1;
+    for (int i = 0; *at; i++) {
+        size_t length = strcspn(at, " ");
+        const char *next = at + length + strspn(at + length, " ");
+        fprintf(stream, "%s`%.*s`", i == 0 ? "" : *next ? ", " : " and ", (int)length, at);
+        at = next;
+    }
 }
 
 static bool unknown_option(const char *name, const Command *command) {
@@ -282,11 +304,11 @@ static bool unknown_option(const char *name, const Command *command) {
     for (int i = 0; i < COUNT_OF(option_list); i++)
         if (option_applies(&option_list[i], command))
             names[count++] = option_list[i].name;
-    const Option *elsewhere = find_option(name, strcspn(name, "="));
+    const Option *elsewhere = find_option(name, strcspn(name, "="), command);
     if (elsewhere) {
-        fprintf(stderr, "colac %s: `%s` is an option of `colac %.*s` (see `colac help %s`)\n",
-                command->name, elsewhere->name, (int)strcspn(elsewhere->commands + 1, " "),
-                elsewhere->commands + 1, command->name);
+        fprintf(stderr, "colac %s: `%s` is an option of ", command->name, elsewhere->name);
+        print_commands(elsewhere, stderr);
+        fprintf(stderr, " (see `colac help %s`)\n", command->name);
         return false;
     }
     const char *near = nearest_name(name, names, count);
@@ -298,12 +320,19 @@ static bool unknown_option(const char *name, const Command *command) {
 
 static bool store_option(Options *options, const Option *option, const char *value) {
     char *field = (char *)options + option->offset;
+    const char **text = (const char **)(void *)field;
     switch (option->kind) {
     case TAKES_NOTHING:
         *(bool *)(void *)field = true;
         return true;
+    case TAKES_LIST:
     case TAKES_TEXT:
-        *(const char **)(void *)field = value;
+        if (option->kind == TAKES_LIST && *text) {
+            fprintf(stderr, "colac: `%s` is given twice: `%s %s,%s` has both\n", option->name,
+                    option->name, *text, value);
+            return false;
+        }
+        *text = value;
         if (!*value)
             fprintf(stderr, "colac: the value of `%s` is empty\n", option->name);
         return *value != 0;
@@ -324,7 +353,7 @@ static bool parse_option(Options *options, int argc, char **argv, int *at) {
     const char *text = argv[*at];
     const char *equals = text[1] == '-' ? strchr(text, '=') : NULL;
     size_t length = equals ? (size_t)(equals - text) : text[1] == '-' ? strlen(text) : 2;
-    const Option *option = find_option(text, length);
+    const Option *option = find_option(text, length, options->command);
     if (!option || !option_applies(option, options->command))
         return unknown_option(text, options->command);
     const char *attached = equals ? equals + 1 : text[length] ? text + length : NULL;

@@ -350,8 +350,9 @@ unsigned char *live_nodes(const Function *function);
 void declare_recipe(Expander *x); /* chain, dims, presets */
 void settle_recipe(Expander *x);  /* values; after all dims have their voices */
 void check_recipe(Expander *x);   /* after expansion: every weight has an optimizer */
-/* The optimizer group of a parameter; -1 after reporting that it has none. */
-int32_t recipe_group_of(Expander *x, const char *path, Span span);
+/* The optimizer group of a parameter that a plan has made; -1 where it has none, and the first time after
+ * reporting that. */
+int32_t recipe_group_of(Expander *x, const State *state);
 /* The settled hyperparameters of a group, in order of the optimizer's formals. */
 const Number *recipe_hyperparameters(const Expander *x, int group);
 bool recipe_knows(Expander *x, const char *name); /* may -D give it? */

@@ -696,7 +696,7 @@ NodeId expand_factorized(Compilation *compilation, Function *function,
     x->low_rank = false;
     for (int64_t i = first_new; i < x->module->states.count; i++) {
         State *made = &x->module->states.data[i];
-        made->group = recipe_group_of(x, made->path, factorize->directive->span);
+        made->group = recipe_group_of(x, made);
     }
     frame_end(&callee);
     frame_end(&plan);

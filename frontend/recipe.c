@@ -22,6 +22,7 @@ struct RecipeState {
     ARRAY(const OptimizerUse *) uses; /* by group; of the last recipe that names any */
     Number **hyperparameters;         /* by group, then formal */
     OptimizerUse fallback;            /* DEFAULT_OPTIMIZER(), when no recipe names any */
+    bool told;                        /* that a parameter that a plan made has no optimizer */
 };
 
 typedef struct ValueName {
@@ -217,6 +218,9 @@ static void settle_real(Expander *x, const char *name, const char *what, double 
         return;
     if (number.kind != NUMBER_BOOL && number.real >= 0 && number.real <= most)
         *value = number.real;
+    else if (most == HUGE_VAL)
+        complain(x, NULL, e->span, "%s is %s, and must be 0 (none) or above", what,
+                 number_text(x, number));
     else
         complain(x, NULL, e->span, "%s is %s, and must be between 0 and %g", what,
                  number_text(x, number), most);
@@ -390,16 +394,38 @@ static int32_t find_group(Expander *x, const char *path) {
     return rest;
 }
 
-int32_t recipe_group_of(Expander *x, const char *path, Span span) {
-    int32_t group = find_group(x, path);
-    if (group < 0) {
-        const Item *recipe = x->recipe_chain.data[x->recipe_chain.count - 1];
-        Diagnostic *d = complain(x, NULL, recipe->name.span,
-                                 "recipe `%s` has no optimizer for parameter `%s`",
-                                 recipe->name.text, path);
-        note_at(d, span, "`%s` is declared here", path);
-        help(d, "add one without `on`: it is for everything else");
-    }
+/* The first of some parameters that are all refused for one reason, and how many they are. */
+typedef struct Refused {
+    const State *first;
+    int64_t count;
+} Refused;
+
+static void refuse_too(Refused *refused, const State *state) {
+    if (refused->count++ == 0)
+        refused->first = state;
+}
+
+static void say_where_and_others(Diagnostic *d, const Refused *refused) {
+    note_at(d, refused->first->span, "`%s` is declared here", refused->first->path);
+    if (refused->count > 1)
+        note_at(d, (Span){0}, "so it is with %" PRId64 " other parameter%s", refused->count - 1,
+                refused->count > 2 ? "s" : "");
+}
+
+static void report_left_out(Expander *x, const Refused *refused) {
+    const Item *recipe = x->recipe_chain.data[x->recipe_chain.count - 1];
+    Diagnostic *d =
+        complain(x, NULL, recipe->name.span, "recipe `%s` has no optimizer for parameter `%s`",
+                 recipe->name.text, refused->first->path);
+    say_where_and_others(d, refused);
+    help(d, "add one without `on`: it is for everything else");
+}
+
+int32_t recipe_group_of(Expander *x, const State *state) {
+    int32_t group = find_group(x, state->path);
+    if (group < 0 && !x->recipe->told)
+        report_left_out(x, &(Refused){state, 1});
+    x->recipe->told |= group < 0;
     return group;
 }
 
@@ -412,27 +438,42 @@ static unsigned char *factorized_states(const Compilation *c) {
     return replaced;
 }
 
+static void report_no_matrices(Expander *x, int32_t group, const Refused *refused) {
+    const Recipe *recipe = &x->compilation->recipe;
+    Diagnostic *d =
+        complain(x, NULL, recipe->groups[group].call->span,
+                 "`%s` is for matrices, and parameter `%s` has no inputs and outputs",
+                 recipe->groups[group].optimizer->name.text, refused->first->path);
+    say_where_and_others(d, refused);
+    help(d, "give it to another optimizer with `on`");
+}
+
 static void group_weights(Expander *x) {
     const Compilation *c = x->compilation;
     unsigned char *replaced = factorized_states(c);
+    size_t group_count = (size_t)c->recipe.group_count;
+    Refused left_out = {0}, *no_matrices = checked_alloc(group_count * sizeof *no_matrices);
     for (StateId id = 0; id < x->module->states.count; id++) {
         State *state = &x->module->states.data[id];
         if (state->role != ROLE_WEIGHT)
             continue;
-        int32_t group = replaced[id] ? find_group(x, state->path)
-                                     : recipe_group_of(x, state->path, state->span);
+        int32_t group = find_group(x, state->path);
         state->group = group < 0 ? 0 : group;
-        const Item *optimizer = c->recipe.groups[state->group].optimizer;
-        if (replaced[id] || group < 0 || !optimizer || !optimizer_matrix(optimizer) ||
-            (state->in_count && state->out_count))
+        if (replaced[id])
             continue;
-        Diagnostic *d =
-            complain(x, NULL, c->recipe.groups[group].call->span,
-                     "`%s` is for matrices, and parameter `%s` has no inputs and outputs",
-                     optimizer->name.text, state->path);
-        note_at(d, state->span, "`%s` is declared here", state->path);
-        help(d, "give it to another optimizer with `on`");
+        const Item *optimizer = c->recipe.groups[state->group].optimizer;
+        if (group < 0)
+            refuse_too(&left_out, state);
+        else if (optimizer && optimizer_matrix(optimizer) &&
+                 !(state->in_count && state->out_count))
+            refuse_too(&no_matrices[group], state);
     }
+    for (int32_t group = 0; group < c->recipe.group_count; group++)
+        if (no_matrices[group].count)
+            report_no_matrices(x, group, &no_matrices[group]);
+    if (left_out.count)
+        report_left_out(x, &left_out);
+    free(no_matrices);
     free(replaced);
 }
 

@@ -164,8 +164,14 @@ static int find_pass(const PassContext *context, const char *name) {
     Diagnostic *error = error_in_file(context->diagnostics, context->module->name,
                                       "there is no pass `%s`", name);
     const char *near = nearest_name(name, names, pass_count);
+    Text list = {0};
+    for (int i = 0; i < pass_count; i++)
+        text_printf(&list, "%s%s", i ? ", " : "", names[i]);
     if (near)
         help(error, "did you mean `%s`?", near);
+    else
+        help(error, "there are %s", text_string(&list));
+    text_free(&list);
     return -1;
 }
 

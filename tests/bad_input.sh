@@ -150,7 +150,7 @@ refused 'no/plans.cola:1:1: error: cannot read it: there is no such file' 'help:
 # ---- charts ------------------------------------------------------------------------------
 printf '{"a":1,"memory":{"peak":2}}\n{"a":\n' >"$work/rows.jsonl"
 chart="--x a -o $work/out/chart.svg --y"
-refused "^$work/rows.jsonl:1:1: error: line 2 is no JSON object" 'help: .* an object a line' -- \
+refused "^$work/rows.jsonl:2:1: error: this line is no JSON object" 'help: .* an object a line' -- \
     "$COLAC" chart "$work/rows.jsonl" $chart memory.peak
 sed -i 2d "$work/rows.jsonl"
 refused '`--y peak`: no row has a number under this key' 'help: the first row has `a`, `memory.peak`' -- \

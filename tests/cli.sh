@@ -17,13 +17,19 @@ expect() { # CODE WORDS command…: exits with CODE and says WORDS (a pattern)
 }
 
 llama=models/llama.cola
+"$COLAC" ir $llama --preset nano -D L=1 --stage expand >"$work/module.ir"
 # usage
 expect 2 'check MODEL' "$COLAC"
 expect 0 'check MODEL' "$COLAC" --help
 expect 0 'preset' "$COLAC" help train
 expect 2 'did you mean `train`' "$COLAC" trian
 expect 2 'did you mean `--plan`' "$COLAC" check $llama --plam cola
-expect 2 '`--explain` is an option of `colac plan`' "$COLAC" check $llama --explain
+expect 2 '`--explain` is an option of `plan`' "$COLAC" check $llama --explain
+expect 2 '`--weights` is an option of `train` and `grad`' "$COLAC" check $llama --weights x
+expect 2 '`--plan` is given twice: `--plan cola,full` has both' "$COLAC" plan $llama --plan cola --plan full
+expect 2 'there is no command `chekc`; did you mean `check`' "$COLAC" help chekc
+expect 2 'needs `--dot`' "$COLAC" ir $llama --preset nano --function micro
+expect 1 'there are factorize, simplify' "$COLAC" opt "$work/module.ir" --passes zzzzzz
 expect 2 'needs a value' "$COLAC" check $llama --plan
 expect 2 'NAME=VALUE' "$COLAC" check $llama -D D
 expect 2 'usage' "$COLAC" check

@@ -220,6 +220,7 @@ expect 1 '`--x b`: no row has a number under this key' "$COLAC" chart "$work/p.j
 expect 1 '`--series q`: no row has a value' "$COLAC" chart "$work/p.jsonl" --x a.x --y y --series q -o "$work/no.svg"
 expect 2 'has an empty place' $plain --plan cola --over R=4,,8
 expect 1 'did you mean `one`' "$COLAC" chart "$work/p.jsonl" --x a.x --y y --series s --line-through onee -o "$work/no.svg"
-expect 1 'line 1 is no JSON object' "$COLAC" chart "$work/text" --x a --y b -o "$work/no.svg"
+expect 1 ':1:1: error: this line is no JSON object' "$COLAC" chart "$work/text" --x a --y b -o "$work/no.svg"
+expect 1 'there is no row in it' "$COLAC" chart /dev/null --x a --y b -o "$work/no.svg"
 [ -e "$work/no.svg" ] && fail "a refused chart left a file"
 exit $failed
