@@ -571,17 +571,21 @@ static void lower_tall_columns(Lowering *l, Columns columns, Chunks chunks) {
     close_nest(l, nest);
 }
 
-/* A worker has a sum of each column for each reduction. */
-static int64_t column_block(const Lowering *l) {
-    int64_t block = COLUMN_BLOCK;
-    while (block > 1 && block * 4 * l->reductions.count > l->local_bytes)
+/* A worker has a sum of each column for each reduction, and a total beside it where it sums several
+ * chunks. */
+static int64_t column_block(const Lowering *l, const Chunks *chunks) {
+    bool totals = chunks->count > 1 && !is_tall(l->rows, chunks);
+    int64_t block = COLUMN_BLOCK, arrays = l->reductions.count * (totals ? 2 : 1);
+    while (block > 1 &&
+           arrays * scratch_aligned(block * (int64_t)sizeof(float)) > l->local_bytes)
         block /= 2;
     return block;
 }
 
 static void lower_columns(Lowering *l) {
-    Columns columns = columns_of(l, l->group->rows, l->group->row_count, column_block(l));
     Chunks chunks = chunks_of(l->inner);
+    Columns columns =
+        columns_of(l, l->group->rows, l->group->row_count, column_block(l, &chunks));
     if (is_tall(l->rows, &chunks))
         lower_tall_columns(l, columns, chunks);
     else

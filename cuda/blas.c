@@ -151,7 +151,9 @@ static void ask(Calls *calls, CudaProduct *p, const int64_t alignment[3]) {
     prefer_alignment(calls, p, preference, alignment);
     CALL(calls, p->blas, cublasLtMatmulAlgoGetHeuristic, p->handle, p->operation, p->first,
          p->second, p->result, p->result, preference, 1, &found, &count);
-    if (!calls->fault.function && (count < 1 || found.state != CUBLAS_STATUS_SUCCESS))
+    bool usable =
+        count > 0 && found.state == CUBLAS_STATUS_SUCCESS && found.workspaceSize <= workspace;
+    if (!calls->fault.function && !usable)
         called(calls, "cublasLtMatmulAlgoGetHeuristic", CUBLAS_STATUS_NOT_SUPPORTED);
     p->choice = (BlasChoice){found.algo, (int64_t)found.workspaceSize};
     if (preference)

@@ -261,9 +261,9 @@ static int jobs_look_up(Build *build, const Text *sources, uint64_t identity) {
         Job *job = &build->jobs[i];
         char key[33];
         job->source = &sources[i];
-        const void *parts[] = {cubin_options(), &identity, &build->architecture,
+        const void *parts[] = {cubin_options(), headers[0], &identity, &build->architecture,
                                text_string(job->source)};
-        const size_t lengths[] = {strlen(cubin_options()), sizeof identity,
+        const size_t lengths[] = {strlen(cubin_options()), strlen(headers[0]), sizeof identity,
                                   sizeof build->architecture, job->source->length};
         cache_key(parts, lengths, COUNT_OF(parts), key);
         job->build = !cache_look_up(&build->cache, key, ".cubin", job->entry);

@@ -86,6 +86,9 @@ typedef struct CudaSource {
 } CudaSource;
 CudaSource cuda_source(const ProgramSet *set);
 void cuda_source_free(CudaSource *source);
+/* False after reporting that a launch has more blocks than a grid holds. */
+enum { MOST_BLOCKS = INT32_MAX };
+bool cuda_source_fits(const CudaSource *source, const Module *module, Diagnostics *diagnostics);
 extern const char embedded_prelude_cuda_h[];
 
 /* ---- library.c -----------------------------------------------------------------------------

@@ -13,7 +13,7 @@ enum { MAX_FAILURE = 512 };
 
 typedef struct Slot {
     void *memory; /* pinned */
-    CUevent done; /* the card has read it */
+    CUevent done; /* the card is done with it */
 } Slot;
 
 typedef struct CudaKernel {
@@ -295,7 +295,6 @@ static void choose_products(CudaDevice *d, const ProgramSet *set, const CudaTabl
         if (!d->products[i])
             break;
         chosen[i] = cuda_product_choice(d->products[i]);
-        INTERNAL_CHECK(chosen[i].workspace_bytes <= cuda_product_workspace(&set->products[i]));
     }
     if (is_well(d) && (!known || memcmp(known, chosen, (size_t)count * sizeof *chosen) != 0))
         blas_choices_keep(key, chosen, count);
@@ -332,7 +331,8 @@ static bool cuda_load(Device *device, const ProgramSet *set, Diagnostics *diagno
     CudaDevice *d = cuda_of(device);
     INTERNAL_CHECK(!d->kernels);
     CudaSource source = cuda_source(set);
-    bool compiled = compile_kernels(d, &source, diagnostics);
+    bool compiled = cuda_source_fits(&source, set->module, diagnostics) &&
+                    compile_kernels(d, &source, diagnostics);
     if (compiled)
         load_kernels(d, set, &source);
     cuda_source_free(&source);

@@ -245,7 +245,7 @@ static void find_dealt(const Kernel *kernel, Launch *launch) {
             launch->dealt =
                 i == body->count - 1 && loop->kind == LOOP_SERIAL ? body->data[i] : -1;
             launch->row = launch->dealt < 0 ? -1 : row_of_loop(kernel, &loop->body);
-            if (launch->row < 0)
+            if (launch->row < 0 || loop->extent > INT32_MAX - WARP_THREADS)
                 launch->dealt = -1;
             return;
         }
@@ -279,7 +279,6 @@ static void choose_blocks(const Kernel *kernel, Launch *launch, const LanesFacts
         launch->splits = (facts->longest + done - 1) / done;
     int64_t teams = launch->iterations * launch->splits;
     launch->blocks = (teams + launch->teams - 1) / launch->teams;
-    INTERNAL_CHECK(launch->blocks <= INT32_MAX);
 }
 
 /* ---- where threads wait -------------------------------------------------------------- */

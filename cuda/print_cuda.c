@@ -621,6 +621,22 @@ CudaSource cuda_source(const ProgramSet *set) {
     return source;
 }
 
+bool cuda_source_fits(const CudaSource *source, const Module *module,
+                      Diagnostics *diagnostics) {
+    for (int i = 0; i < source->launch_count; i++) {
+        const Launch *launch = &source->launches[i];
+        if (launch->blocks <= MOST_BLOCKS)
+            continue;
+        help(error_in_file(diagnostics, module->name,
+                           "kernel `%s` would be of %lld blocks, and a card's grid has %d at the "
+                           "most",
+                           launch->name, (long long)launch->blocks, MOST_BLOCKS),
+             "fewer sequences at a time (the first dims of the model, by `-D`)");
+        return false;
+    }
+    return true;
+}
+
 void cuda_source_free(CudaSource *source) {
     for (int i = 0; i < source->text_count; i++)
         text_free(&source->texts[i]);

@@ -241,7 +241,8 @@ typedef struct Compiling {
 static bool write_cubins(const ProgramSet *set, CudaArchitecture architecture, Staging *staging,
                          Compiling *compiling) {
     CudaSource source = cuda_source(set);
-    bool fine = write_sources(source.texts, source.text_count, ".cu", staging);
+    bool fine = cuda_source_fits(&source, set->module, staging->diagnostics) &&
+                write_sources(source.texts, source.text_count, ".cu", staging);
     CubinResult *result =
         fine ? cubin_compile(&source, architecture, false, staging->diagnostics) : NULL;
     for (int i = 0; result && i < result->cubin_count && fine; i++) {

@@ -353,14 +353,17 @@ static void print_head(const Options *options, const Table *table) {
 }
 
 static void print_row(const Table *table, const char *name, const Figures *figures) {
-    char parameters[32], low[32], texts[5][32], kept[32], peak[32], seconds[32];
+    char parameters[32], low[32], texts[5][32], ratio[32] = "", kept[32], peak[32], seconds[32];
     const FlopTable *flops = &figures->flops;
-    printf("  %-*s %10s %9s %9s %9s %9s %9s %9s %5.3f %10s %10s", table->name_width, name,
+    if (figures_products(&table->first) > 0)
+        snprintf(ratio, sizeof ratio, "%.3f",
+                 figures_products(figures) / figures_products(&table->first));
+    printf("  %-*s %10s %9s %9s %9s %9s %9s %9s %5s %10s %10s", table->name_width, name,
            scaled_text((double)figures->parameters, parameters),
            scaled_text((double)figures->low_rank, low), scaled_text(flops->forward, texts[0]),
            scaled_text(flops->backward, texts[1]), scaled_text(flops->recompute, texts[2]),
            scaled_text(flops->head, texts[3]), scaled_text(figures_products(figures), texts[4]),
-           figures_products(figures) / figures_products(&table->first),
+           ratio,
            memory_text(figures->memory.kept_activations, kept),
            memory_text(figures->memory.peak, peak));
     if (figures->predicted > 0)

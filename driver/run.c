@@ -74,6 +74,8 @@ int run_eval_command(Options *options) {
     RunRecord *record = run_open(options->files[0], arena, diagnostics);
     int code = finish(diagnostics);
     if (record && !code) {
+        record->request.no_bf16 = options->request.no_bf16; /* of the device that evaluates */
+        record->request.no_tf32 = options->request.no_tf32;
         options->request = record->request;
         options->weights = record->weights;
         options->seed = record->seed;

@@ -122,11 +122,14 @@ static MemoryNeed memory_need(const Device *device, const ProgramSet *set,
 static void report_memory(const ProgramSet *set, const MemoryNeed *need, int64_t available,
                           Diagnostics *diagnostics) {
     char total[32], left[32], size[32];
-    Diagnostic *d =
-        error_in_file(diagnostics, set->module->name,
-                      "this needs %s of memory, and %s are available (%lld of %lld B)",
-                      bytes_text(need->total, total), bytes_text(available, left),
-                      (long long)available, (long long)need->total);
+    Diagnostic *d = error_in_file(
+        diagnostics, set->module->name,
+        need->total > available
+            ? "this needs %s of memory, and %s are available (%lld of %lld B)"
+            : "this needs %s of memory in a few large pieces, and of the %s that are available "
+              "not all could be had so (%lld for %lld B)",
+        bytes_text(need->total, total), bytes_text(available, left), (long long)available,
+        (long long)need->total);
     const struct {
         const char *name;
         int64_t bytes;
@@ -143,8 +146,7 @@ static void report_memory(const ProgramSet *set, const MemoryNeed *need, int64_t
              "keeps less: `memory N MiB` in it finds the cheapest that fits");
     else
         help(d, "a run is evaluated as it was trained, with as many sequences at a time: that "
-                "wants "
-                "a machine or card with more memory");
+                "wants a machine or card with more memory");
 }
 
 /* ---- memory ------------------------------------------------------------------------ */
@@ -257,23 +259,26 @@ static bool is_well(Device *device, Diagnostics *diagnostics) {
     return !failure;
 }
 
+/* `available`: what there was. */
 static bool fits(Device *device, const ProgramSet *set, const MemoryNeed *need,
-                 Diagnostics *diagnostics) {
-    int64_t available = device->available_bytes(device);
+                 int64_t *available, Diagnostics *diagnostics) {
+    *available = device->available_bytes(device);
     if (!is_well(device, diagnostics))
         return false;
-    if (need->total > available)
-        report_memory(set, need, available, diagnostics);
-    return need->total <= available;
+    if (need->total > *available)
+        report_memory(set, need, *available, diagnostics);
+    return need->total <= *available;
 }
 
 Executor *executor_new(Device *device, const ProgramSet *set, const ExecutorOptions *options,
                        Diagnostics *diagnostics) {
     MemoryNeed need = memory_need(device, set, options);
-    if (!fits(device, set, &need, diagnostics) || !device->load(device, set, diagnostics))
+    int64_t available;
+    if (!fits(device, set, &need, &available, diagnostics) ||
+        !device->load(device, set, diagnostics))
         return NULL;
-    if (!device->on_host &&
-        !fits(device, set, &need, diagnostics)) /* its kernels' code takes some */
+    /* Its kernels' code takes some. */
+    if (!device->on_host && !fits(device, set, &need, &available, diagnostics))
         return NULL;
     Executor *executor = checked_alloc(sizeof *executor);
     executor->device = device;
@@ -291,7 +296,7 @@ Executor *executor_new(Device *device, const ProgramSet *set, const ExecutorOpti
     if (good)
         return executor;
     if (is_well(device, diagnostics))
-        report_memory(set, &need, device->available_bytes(device), diagnostics);
+        report_memory(set, &need, available, diagnostics);
     executor_free(executor);
     return NULL;
 }
@@ -440,9 +445,12 @@ static void leave_mirror(const Executor *executor) {
     executor->mirror->state = NULL;
 }
 
+/* What is done with a state's values.  BLANK: they are 0 and will be changed. */
+typedef enum MemoryUse { MEMORY_READ, MEMORY_CHANGED, MEMORY_BLANK } MemoryUse;
+
 /* States are read and written in blocks, but copied from and to a device whole: once for all blocks
  * that follow each other. */
-static void load_mirror(const Executor *executor, const State *state) {
+static void load_mirror(const Executor *executor, const State *state, MemoryUse use) {
     struct Mirror *mirror = executor->mirror;
     Device *device = executor->device;
     if (mirror->state == state)
@@ -454,18 +462,20 @@ static void load_mirror(const Executor *executor, const State *state) {
         mirror->values = checked_alloc((size_t)count * sizeof *mirror->values);
         mirror->capacity = count;
     }
-    device->copy_out(device, mirror->values, state_memory(executor, state),
-                     element_bytes(count));
+    if (use == MEMORY_BLANK)
+        memset(mirror->values, 0, (size_t)element_bytes(count));
+    else
+        device->copy_out(device, mirror->values, state_memory(executor, state),
+                         element_bytes(count));
     mirror->state = state;
 }
 
-/* `writes`: its values will be changed. */
-static StateMemory open_memory(const Executor *executor, const State *state, bool writes) {
+static StateMemory open_memory(const Executor *executor, const State *state, MemoryUse use) {
     if (executor->device->on_host)
         return (StateMemory){(float *)(void *)state_memory(executor, state),
                              (uint16_t *)(void *)copy_memory(executor, state)};
-    load_mirror(executor, state);
-    executor->mirror->changed |= writes;
+    load_mirror(executor, state, use);
+    executor->mirror->changed |= use != MEMORY_READ;
     return (StateMemory){executor->mirror->values, NULL};
 }
 
@@ -526,7 +536,7 @@ void executor_read_block(const Executor *executor, StateId id, StateBlock block,
     const Module *module = executor->set->module;
     Arrangement a = arrange_declared(module, &module->states.data[id]);
     int64_t width = whole_state(module, id).columns;
-    StateMemory memory = open_memory(executor, &module->states.data[id], false);
+    StateMemory memory = open_memory(executor, &module->states.data[id], MEMORY_READ);
 #pragma omp parallel for if (block.rows > 1)
     for (int64_t row = 0; row < block.rows; row++)
         gather(&memory, &a, (block.first_row + row) * width + block.first_column, block.columns,
@@ -538,7 +548,7 @@ void executor_write_block(Executor *executor, StateId id, StateBlock block,
     const Module *module = executor->set->module;
     Arrangement a = arrange_declared(module, &module->states.data[id]);
     int64_t width = whole_state(module, id).columns;
-    StateMemory memory = open_memory(executor, &module->states.data[id], true);
+    StateMemory memory = open_memory(executor, &module->states.data[id], MEMORY_CHANGED);
 #pragma omp parallel for if (block.rows > 1)
     for (int64_t row = 0; row < block.rows; row++)
         scatter(&memory, &a, (block.first_row + row) * width + block.first_column,
@@ -614,7 +624,7 @@ static void initialize_state(Executor *executor, StateId id, uint64_t seed) {
     const State *state = &module->states.data[id];
     Arrangement a = arrange_declared(module, state);
     int64_t count = a.rows * a.row;
-    StateMemory memory = open_memory(executor, state, true);
+    StateMemory memory = open_memory(executor, state, MEMORY_BLANK);
 #pragma omp parallel for
     for (int64_t block = 0; block <= (count - 1) / INITIAL_BLOCK; block++) {
         float values[INITIAL_BLOCK];
@@ -639,7 +649,7 @@ static void initialize_tables(Executor *executor) {
         Type type = state_type(state);
         Arrangement a = arrange(module, state, type.axes, type.rank);
         const double *computed = interp_state(interp, id);
-        StateMemory memory = open_memory(executor, state, true);
+        StateMemory memory = open_memory(executor, state, MEMORY_BLANK);
         for (int64_t i = 0; i < a.rows * a.row; i++) {
             float value = (float)computed[i];
             scatter(&memory, &a, i, 1, &value);
@@ -746,6 +756,14 @@ static int64_t first_bad(const Executor *executor, const void *at, DataType dtyp
     return first == INT64_MAX ? -1 : first;
 }
 
+/* A kernel's buffers are its pointers and others that are local to it. */
+static const Buffer *argument_buffer(const Kernel *kernel, int argument) {
+    for (int64_t i = 0; i < kernel->buffers.count; i++)
+        if (kernel->buffers.data[i].argument == argument)
+            return &kernel->buffers.data[i];
+    internal_error("a kernel without a pointer %d", argument);
+}
+
 /* Does the step write floats of its own through this operand, and which?  (Scratch may hold
  * anything.) */
 static bool operand_is_written(const ProgramSet *set, const Step *step, int operand,
@@ -762,7 +780,7 @@ static bool operand_is_written(const ProgramSet *set, const Step *step, int oper
         return operand == 1 && o->space != SPACE_ARENA;
     if (step->kind == STEP_ZERO)
         return false;
-    const Buffer *buffer = &set->kernels[step->index]->buffers.data[operand];
+    const Buffer *buffer = argument_buffer(set->kernels[step->index], operand);
     *dtype = buffer->dtype;
     return buffer->writes && dtype_is_float(buffer->dtype);
 }

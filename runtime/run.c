@@ -204,7 +204,6 @@ static RunRecord *read_record(const json_t *json, const char *folder, const char
     record->request.plan = plan_of(json, "plan", folder, arena);
     record->request.recipe = plan_of(json, "recipe", folder, arena);
     record->request.precision = string_of(json, "precision", arena);
-    record->request.no_bf16 = !products_have_bf16();
     if (!read_defines(json, &record->request, arena))
         return damaged(path, diagnostics, "its defines are no list of names and values");
     record->weights = run_weights_path(folder, arena);

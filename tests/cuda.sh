@@ -157,6 +157,12 @@ on_card memory=$((peak + 800000)),code=100000 train $small --device cuda --steps
 on_card memory=1048576 eval "$work/beside" --device cuda --data "$work/data" >"$work/out" 2>"$work/errors" &&
     fail "an evaluation that does not fit was begun"
 grep -q "help: a run is evaluated as it was trained" "$work/errors" || fail "eval: $(cat "$work/errors")"
+# what a card multiplies does not depend on the processor beside it
+COLAC_BF16=0 on_card seed=0 train $small --precision bf16 --device cuda --steps 1 --data "$work/data" --out "$work/half" >"$work/out" 2>&1 ||
+    fail "bf16 beside a processor without it: $(cat "$work/out")"
+COLAC_BF16=0 on_card seed=0 eval "$work/half" --device cuda --data "$work/data" >"$work/out" 2>&1 ||
+    fail "eval in bf16: $(cat "$work/out")"
+grep -q "does not multiply" "$work/out" && fail "eval in bf16 falls to f32: $(cat "$work/out")"
 grep -q '"device": "simulated card' "$work/beside/run.json" || fail "run.json does not name the card"
 
 # NVRTC does not know it, but another of its generation

@@ -271,6 +271,24 @@ same '-D R=8' "$(sed -n 2p "$work/out" | key params_low_rank)" $((6 * (4 * 8 * 2
 "$COLAC" plan $llama --preset nano --plan full,gcp -D R=8 >"$work/out" 2>&1
 [ $? -eq 1 ] || fail 'no plan knows R' "$work/out"
 printf 'model m {\n    input x: int[N] below V\n    param e: [V -> D] ~ ones\n    minimize mean(e[x])\n}\ndim N = 2, V = 3, D = 4\n' >"$work/none.cola"
+# Without products there is no ratio of them.
+{ cat "$work/none.cola"; echo 'plan full { }'; } >"$work/sums.cola"
+"$COLAC" plan "$work/sums.cola" --no-predict >"$work/out" 2>&1 || fail 'a model without products:' "$work/out"
+grep -q 'nan' "$work/out" && fail 'a ratio of nothing:' "$work/out"
+# More blocks than a grid has are said by build; the time is predicted all the same.
+"$COLAC" plan $llama --preset nano -D L=1 -D B=100000000 --plan full --device cuda >"$work/out" 2>&1 ||
+    fail 'a very large batch on a card:' "$work/out"
+"$COLAC" build $llama --preset nano -D L=1 -D B=100000000 --plan full --device cuda:sm_90 -o "$work/huge" >"$work/out" 2>&1
+[ $? -eq 1 ] && grep -q 'blocks, and a card.s grid has 2147483647' "$work/out" || fail 'a very large batch for a card:' "$work/out"
+[ ! -e "$work/huge" ] || fail 'a refused build left a folder'
+# Many sums of many columns in one pass: shared memory holds those of a block, chunks and totals.
+{
+    printf 'use "std.cola"\ndim B = 70, N = 65536, V = 256\nmodel m {\n    input t: int[B] below V\n'
+    printf '    param e: [V -> N] ~ normal(1)\n    param g: [N] ~ ones\n    x = e[t]\n'
+    printf '    s = (sum(x; B) + sum(x * x; B) + sum(exp(x); B) + sum(x + 1; B) + sum(x * 3; B) + sum(x - 2; B) + sum(abs(x); B) + sum(sqrt(abs(x)); B)) * g\n'
+    printf '    minimize mean(s * s)\n}\nplan full { }\n'
+} >"$work/columns.cola"
+"$COLAC" plan "$work/columns.cola" --device cuda >"$work/out" 2>&1 || fail 'eight sums of columns on a card:' "$work/out"
 "$COLAC" plan "$work/none.cola" >"$work/out" 2>&1
 [ $? -eq 1 ] && grep -q 'none.cola:1:1: error: there is no plan' "$work/out" || fail 'a file without a plan:' "$work/out"
 exit $failed
