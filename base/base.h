@@ -20,8 +20,8 @@
 
 /* ---- arena.c --------------------------------------------------------------------------------
  * An arena hands out zeroed memory that lives until the arena does.  Allocation never returns
- * NULL: when the system has no memory left, or the arena passes its limit, the process prints one
- * sentence and exits 1. */
+ * NULL: when the system has no memory left, or the arena passes its limit, the process prints
+ * one sentence and exits 1. */
 typedef struct Arena Arena;
 
 Arena *arena_new(void);
@@ -39,7 +39,8 @@ size_t arena_bytes(const Arena *arena); /* bytes handed out so far */
 void *checked_alloc(size_t size);
 void *checked_realloc(void *pointer, size_t size);
 
-/* Room for floats, on the stack while they are few: what every update does allocates nothing. */
+/* Room for floats, on the stack while they are few: what every update does allocates
+ * nothing. */
 typedef struct Floats {
     float *data; /* not zeroed */
     float few[8192];
@@ -82,7 +83,8 @@ const char *text_string(const Text *text); /* "" for an empty one */
 /* 163.2 MiB */
 const char *bytes_text(int64_t bytes, char buffer[32]);
 
-/* A map from strings to integers (xxhash, open addressing).  Start from {0}; keys are copied. */
+/* A map from strings to integers (xxhash, open addressing).  Start from {0}; keys are
+ * copied. */
 typedef struct StringMap {
     struct StringMapEntry *entries;
     int64_t count, capacity;
@@ -105,7 +107,8 @@ const char *nearest_name(const char *name, const char *const *candidates, int co
 char *read_file(const char *path, size_t limit, size_t *length);
 
 /* ---- diag.c --------------------------------------------------------------------------------- */
-/* One text that spans point into.  `name` is what diagnostics print: the path as it was given. */
+/* One text that spans point into.  `name` is what diagnostics print: the path as it was
+ * given. */
 typedef struct Source {
     const char *name;
     const char *text; /* NUL-terminated */
@@ -158,8 +161,8 @@ void span_position(Span span, int *line, int *column);
 const char *place_text(Span span, Arena *arena); /* models/llama.cola:46; "": no place */
 Span span_join(Span a, Span b); /* from the first's beginning to the second's end */
 
-/* The user's fault where nothing can be returned, like memory that runs out: prints one error at
- * the place and exits 1. */
+/* The user's fault where nothing can be returned, like memory that runs out: prints one error
+ * at the place and exits 1. */
 _Noreturn void refuse_at(Span span, const char *format, ...) PRINTF_LIKE(2, 3);
 /* Our bug: prints place and message, asks for a report, exits 3. */
 _Noreturn void internal_error_at(const char *file, int line, const char *format, ...)

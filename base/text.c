@@ -60,8 +60,9 @@ static void append_formatted(Text *text, const char *format, va_list args) {
     text->length += (size_t)length;
 }
 
-/* A graph's text is mostly %s, %d, %lld and %%, and vsnprintf was a third of a large model's compilation:
- * so these are printed here, and what follows any other conversion by the C library. */
+/* A graph's text is mostly %s, %d, %lld and %%, and vsnprintf was a third of a large model's
+ * compilation:  so these are printed here, and what follows any other conversion by the C
+ * library. */
 void text_vprintf(Text *text, const char *format, va_list args) {
     INTERNAL_CHECK(format); /* else gcc with UBSan warns of a null format */
     for (;;) {

@@ -136,6 +136,10 @@ KernelNames kernel_names(const Kernel *kernel, bool hints);
 /* The terms of an address, largest stride first: how it is printed.  Returns their number. */
 enum { MAX_TERMS = 3 * MAX_AXES };
 int affine_by_stride(const Affine *affine, Term terms[MAX_TERMS]);
+int64_t affine_stride(const Affine *affine, ValueId value); /* 0: it does not depend on it */
+void affine_mark(const Affine *affine, bool *used);         /* by ValueId */
+bool region_holds(const Region *region, ValueId value);     /* itself, not a loop in it */
+ValueId nest_below(const Kernel *kernel, ValueId loop); /* the parallel loop that is its body; -1 */
 /* The text with given names, every line after `margin`. */
 void kernel_print(const Kernel *kernel, KernelNames names, const char *margin, Text *out);
 /* Roughly what the instructions of a region cost, all iterations counted, in vector additions
@@ -230,7 +234,8 @@ typedef struct GroupIndex {
 } GroupIndex;
 GroupIndex group_index(const Function *function, Arena *arena);
 
-/* Lowers one flat, row, column or scatter group.  Memory in `arena`, but for the kernel's arrays.
+/* Lowers one flat, row, column or scatter group.  Memory in `arena`, but for the kernel's
+ * arrays.
  *   row      for each row: sweeps over the inner axes, one for each depth of reductions, then one
  *            for what depends on the last; row values between them.  A value that is dear to compute
  *            and wanted in several sweeps is kept in a buffer of the row, as far as those fit in
@@ -239,8 +244,8 @@ GroupIndex group_index(const Function *function, Arena *arena);
  *   column   the summed positions are cut in chunks (a function of their number alone), each summed
  *            in order; the partial sums are summed in chunk order
  *   scatter  a worker owns a block of the kept axes and walks the index in order
- * The stores of a flat group, and those of a row group's last sweep, may take over the memory of an
- * operand (may_take_place_of). */
+ * The stores of a flat group, and those of a row group's last sweep, may take over the memory
+ * of an operand (may_take_place_of). */
 LoweredGroup lower_group(const Function *function, const GroupIndex *index, int group,
                          int64_t local_bytes, Arena *arena);
 /* Bytes of scratch memory that its kernel wants, each array aligned: a function of extents. */
@@ -329,15 +334,16 @@ typedef struct ProgramSet {
     Room room; /* with which, and how, it was emitted */
     bool apart;
 } ProgramSet;
-/* Emits every function but `init`.  Kernels' scratch and products' workspace lie in gaps of the arena, or
- * behind it (`apart`: always, so that values stay there that nobody reads any more). */
+/* Emits every function but `init`.  Kernels' scratch and products' workspace lie in gaps of
+ * the arena, or behind it (`apart`: always, so that values stay there that nobody reads any
+ * more). */
 ProgramSet *emit_programs(const Module *module, const Room *room, bool apart);
 /* What program_memory and products need of it alone: no programs, no kernels.  A quarter of the
  * time. */
 ProgramSet *outline_programs(const Module *module, const Room *room, bool apart);
 void program_set_free(ProgramSet *set);
-/* memory_table with what only programs know: kernels' scratch, the inputs and what slabs are padded
- * by, in `workspace`, so that `peak` is what an executor holds. */
+/* memory_table with what only programs know: kernels' scratch, the inputs and what slabs are
+ * padded by, in `workspace`, so that `peak` is what an executor holds. */
 MemoryTable program_memory(const ProgramSet *set);
 const Program *program_find(const ProgramSet *set, const char *name); /* NULL */
 void program_print(const ProgramSet *set, const Program *program, Text *out);

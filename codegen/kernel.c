@@ -99,6 +99,33 @@ KernelNames kernel_names(const Kernel *kernel, bool hints) {
     return namer.names;
 }
 
+/* ---- questions ----------------------------------------------------------------------- */
+
+int64_t affine_stride(const Affine *affine, ValueId value) {
+    for (int i = 0; i < affine->term_count; i++)
+        if (affine->terms[i].value == value)
+            return affine->terms[i].stride;
+    return 0;
+}
+
+void affine_mark(const Affine *affine, bool *used) {
+    for (int i = 0; i < affine->term_count; i++)
+        used[affine->terms[i].value] = true;
+}
+
+bool region_holds(const Region *region, ValueId value) {
+    for (int64_t i = 0; i < region->count; i++)
+        if (region->data[i] == value)
+            return true;
+    return false;
+}
+
+ValueId nest_below(const Kernel *kernel, ValueId loop) {
+    const Region *body = &at(kernel, loop)->loop->body;
+    const Loop *first = body->count ? at(kernel, body->data[0])->loop : NULL;
+    return first && first->kind == LOOP_PARALLEL ? body->data[0] : -1;
+}
+
 /* ---- text ---------------------------------------------------------------------------- */
 
 int affine_by_stride(const Affine *affine, Term terms[MAX_TERMS]) {
@@ -381,13 +408,6 @@ static bool value_maximum(const Instruction *value, int64_t *maximum) {
     return true;
 }
 
-static int64_t term_stride(const Affine *affine, ValueId value) {
-    for (int i = 0; i < affine->term_count; i++)
-        if (affine->terms[i].value == value)
-            return affine->terms[i].stride;
-    return 0;
-}
-
 /* Whether the address lies in [0, elements) for all indices.  The terms of a tile and of the
  * loop that it is a tile of are one when they go through memory as one. */
 static bool in_range(const Kernel *kernel, const Affine *affine, int64_t elements) {
@@ -406,7 +426,7 @@ static bool in_range(const Kernel *kernel, const Affine *affine, int64_t element
         }
         const Loop *loop = value->loop;
         if (loop && loop->tile_of >= 0 &&
-            term_stride(affine, loop->tile_of) == term.stride * loop->extent)
+            affine_stride(affine, loop->tile_of) == term.stride * loop->extent)
             maximum = loop->total - 1;
         *(term.stride < 0 ? &low : &high) += term.stride * maximum;
     }

@@ -30,11 +30,6 @@ static bool has_effect(const Kernel *kernel, const Instruction *instruction) {
     return false;
 }
 
-static void mark_affine(bool *used, const Affine *affine) {
-    for (int i = 0; i < affine->term_count; i++)
-        used[affine->terms[i].value] = true;
-}
-
 /* Marks what the instructions of a region use, from the last to the first; a loop is needed
  * when something in it is. */
 static bool mark_used(const Kernel *kernel, const Region *region, bool *used) {
@@ -55,8 +50,8 @@ static bool mark_used(const Kernel *kernel, const Region *region, bool *used) {
         for (int k = 0; k < instruction->input_count; k++)
             if (instruction->inputs[k] >= 0)
                 used[instruction->inputs[k]] = true;
-        mark_affine(used, &instruction->at);
-        mark_affine(used, &instruction->sample);
+        affine_mark(&instruction->at, used);
+        affine_mark(&instruction->sample, used);
     }
     return needed;
 }
@@ -93,13 +88,6 @@ static void each_affine(Kernel *kernel, const bool *used, VisitAffine *visit, vo
             visit(kernel, &at(kernel, id)->at, context);
             visit(kernel, &at(kernel, id)->sample, context);
         }
-}
-
-static int64_t stride_of(const Affine *affine, ValueId value) {
-    for (int i = 0; i < affine->term_count; i++)
-        if (affine->terms[i].value == value)
-            return affine->terms[i].stride;
-    return 0;
 }
 
 /* Instructions share arrays of terms: an address changes by getting another one. */
@@ -181,7 +169,7 @@ static void check_pair(Kernel *kernel, Affine *affine, void *context) {
     (void)kernel;
     Pair *pair = context;
     pair->one &=
-        stride_of(affine, pair->outer) == pair->extent * stride_of(affine, pair->inner);
+        affine_stride(affine, pair->outer) == pair->extent * affine_stride(affine, pair->inner);
 }
 
 static void forget_outer(Kernel *kernel, Affine *affine, void *context) {
@@ -250,7 +238,7 @@ typedef struct Tiling {
 
 static void tile_affine(Kernel *kernel, Affine *affine, void *context) {
     const Tiling *tiling = context;
-    int64_t stride = stride_of(affine, tiling->lanes);
+    int64_t stride = affine_stride(affine, tiling->lanes);
     if (stride)
         add_term(kernel, affine, tiling->tile, stride * TILE_LANES);
 }

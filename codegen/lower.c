@@ -571,8 +571,8 @@ static void lower_tall_columns(Lowering *l, Columns columns, Chunks chunks) {
     close_nest(l, nest);
 }
 
-/* A worker has a sum of each column for each reduction, and a total beside it where it sums several
- * chunks. */
+/* A worker has a sum of each column for each reduction, and a total beside it where it sums
+ * several chunks. */
 static int64_t column_block(const Lowering *l, const Chunks *chunks) {
     bool totals = chunks->count > 1 && !is_tall(l->rows, chunks);
     int64_t block = COLUMN_BLOCK, arrays = l->reductions.count * (totals ? 2 : 1);

@@ -1,9 +1,9 @@
-/* codegen/prelude.h: what generated kernels call, and all that they call.  It stands at the head of
- * every generated text, after what differs between targets: prelude_c.h or cuda/prelude_cuda.h.  No
- * libm: the functions are polynomials with selects for the special values, so that a kernel gives
- * the same bits wherever it runs and compilers vectorize it.  Written in the part of C that is also
- * CUDA C.  Errors are measured against double precision by tests/test_prelude.c, which also writes
- * them to docs/accuracy.md. */
+/* codegen/prelude.h: what generated kernels call, and all that they call.  It stands at the
+ * head of every generated text, after what differs between targets: prelude_c.h or
+ * cuda/prelude_cuda.h.  No libm: the functions are polynomials with selects for the special
+ * values, so that a kernel gives the same bits wherever it runs and compilers vectorize it.
+ * Written in the part of C that is also CUDA C.  Errors are measured against double precision
+ * by tests/test_prelude.c, which also writes them to docs/accuracy.md. */
 
 /* ---- bits and selects -----------------------------------------------------------------------
  */

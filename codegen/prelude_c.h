@@ -1,5 +1,5 @@
-/* codegen/prelude_c.h: what kernels in C have for their own, before prelude.h: the compiler's words,
- * and reductions in lanes of SIMD. */
+/* codegen/prelude_c.h: what kernels in C have for their own, before prelude.h: the compiler's
+ * words, and reductions in lanes of SIMD. */
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -28,8 +28,8 @@ COLAC_FUNCTION int64_t hidden(int64_t number) {
 
 /* Asks for memory that will be written: `bytes` of it, from AHEAD bytes on.  A loop that writes
  * where it has read is not helped by the processor's own prefetching when it computes much
- * between the two: measured three times slower than one that writes elsewhere, or asks.  Past the
- * end of memory asking does nothing. */
+ * between the two: measured three times slower than one that writes elsewhere, or asks.  Past
+ * the end of memory asking does nothing. */
 enum { AHEAD = 4096 };
 COLAC_FUNCTION void ask_ahead(const void *memory, int bytes) {
     for (int at = 0; at < bytes; at += 64)

@@ -1,5 +1,5 @@
-/* codegen/print.h: what the C and the CUDA printer share: values as expressions of the prelude's
- * functions.  The loops around them are each printer's own. */
+/* codegen/print.h: what the C and the CUDA printer share: values as expressions of the
+ * prelude's functions.  The loops around them are each printer's own. */
 #ifndef COLAC_CODEGEN_PRINT_H
 #define COLAC_CODEGEN_PRINT_H
 

@@ -82,13 +82,6 @@ static void print_parallel(Printer *p, ValueId id) {
  * ones write (ask_ahead in the prelude). */
 enum { AHEAD_BLOCK = 1024, AHEAD_EXTENT = 4 * AHEAD_BLOCK, AHEAD_WORK = 16 };
 
-static bool is_made_in(const Region *region, ValueId value) {
-    for (int64_t i = 0; i < region->count; i++)
-        if (region->data[i] == value)
-            return true;
-    return false;
-}
-
 /* Does it store to memory in the order of the loop, at an address that is known before it? */
 static bool stores_in_order(const Printer *p, const Instruction *store, ValueId loop) {
     if (store->kind != KERNEL_STORE || p->kernel->buffers.data[store->buffer].argument < 0)
@@ -97,7 +90,7 @@ static bool stores_in_order(const Printer *p, const Instruction *store, ValueId 
     for (int i = 0; i < store->at.term_count; i++) {
         const Term *term = &store->at.terms[i];
         in_order |= term->value == loop && term->stride == 1;
-        if (is_made_in(&printed(p, loop)->loop->body, term->value))
+        if (region_holds(&printed(p, loop)->loop->body, term->value))
             return false;
     }
     return in_order;

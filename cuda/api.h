@@ -1,6 +1,6 @@
-/* cuda/api.h: what colac uses of the CUDA driver's, NVRTC's and cuBLASLt's interfaces: their names,
- * types and numbers, so that colac is built where no toolkit is.  tests/test_cuda_library.c holds all of
- * it to NVIDIA's own headers where they are present. */
+/* cuda/api.h: what colac uses of the CUDA driver's, NVRTC's and cuBLASLt's interfaces: their
+ * names, types and numbers, so that colac is built where no toolkit is.
+ * tests/test_cuda_library.c holds all of it to NVIDIA's own headers where they are present. */
 #ifndef COLAC_CUDA_API_H
 #define COLAC_CUDA_API_H
 

@@ -1,5 +1,5 @@
-/* cuda/blas.c: matrix products through cuBLASLt, which takes matrices column by column: a product
- * C = A B with C row by row is to it C' = B' A'. */
+/* cuda/blas.c: matrix products through cuBLASLt, which takes matrices column by column: a
+ * product C = A B with C row by row is to it C' = B' A'. */
 #include "cuda/cuda.h"
 
 typedef struct Matrix {
@@ -161,8 +161,8 @@ static void ask(Calls *calls, CudaProduct *p, const int64_t alignment[3]) {
                p->blas->cublasLtMatmulPreferenceDestroy(preference));
 }
 
-/* Does the library still know a choice of before?  What it says of one that it does not is no failure:
- * it is asked then. */
+/* Does the library still know a choice of before?  What it says of one that it does not is no
+ * failure:  it is asked then. */
 static bool is_known(const Calls *calls, const CudaProduct *p, const BlasChoice *choice) {
     cublasLtMatmulHeuristicResult_t found = {0};
     if (calls->fault.function)
@@ -217,7 +217,8 @@ BlasFault cuda_product_free(CudaProduct *p) {
 
 /* ---- running ---------------------------------------------------------------------------- */
 
-/* Elements to a call's operands: of the batch loops that are calls, and of the accumulate loops. */
+/* Elements to a call's operands: of the batch loops that are calls, and of the accumulate
+ * loops. */
 typedef struct Offsets {
     int64_t a, b, c;
 } Offsets;
@@ -241,6 +242,13 @@ static int64_t loop_calls(const ProductLoop *loops, int count, int skipped) {
     for (int i = 0; i < count; i++)
         calls *= i == skipped ? 1 : loops[i].extent;
     return calls;
+}
+
+int64_t cuda_product_calls(const Product *product, int64_t *batch) {
+    int strided = longest_batch(product);
+    *batch = strided < 0 ? 1 : product->batch[strided].extent;
+    return loop_calls(product->batch, product->batch_count, strided) *
+           loop_calls(product->accumulate, product->accumulate_count, -1);
 }
 
 BlasFault cuda_product_run(const CudaProduct *p, const void *a, const void *b, void *c,

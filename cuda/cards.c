@@ -3,10 +3,8 @@
 
 enum { REGISTERS = 65536, QUARTERS = 4 }; /* of a processor; each quarter keeps whole warps */
 enum { REGISTER_UNIT = 256 };             /* given to a warp at a time */
-enum {
-    SHARED_UNIT = 128,
-    SHARED_RESERVED = 1024
-}; /* of a block, from compute capability 8.0 on */
+/* Of a block, from compute capability 8.0 on. */
+enum { SHARED_UNIT = 128, SHARED_RESERVED = 1024 };
 
 static const Card cards[] = {
 #define CARD(name, title, architecture, processors, gib, cache, bandwidth, f32, tf32, bf16,    \

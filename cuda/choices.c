@@ -1,7 +1,8 @@
 /* cuda/choices.c: which of cuBLASLt's kernels run the products of a program, kept for a card.
  *
- * An entry of the cache holds the choices for all products of a program set, in their order.  Its key
- * covers what the library looks at when it is asked: itself, the card, shapes and alignments. */
+ * An entry of the cache holds the choices for all products of a program set, in their order.
+ * Its key covers what the library looks at when it is asked: itself, the card, shapes and
+ * alignments. */
 #include "cuda/cuda.h"
 
 #include <unistd.h>

@@ -1,7 +1,7 @@
 /* cuda/cubin.c: CUDA C -> cubins by NVRTC, kept in the cache of compiled kernels.
  *
- * An entry holds the cubin and what the compiler says of its functions: a line of figures for each,
- * taken from the log, since a cubin's own notes are no documented form. */
+ * An entry holds the cubin and what the compiler says of its functions: a line of figures for
+ * each, taken from the log, since a cubin's own notes are no documented form. */
 #include "cuda/cuda.h"
 
 #include <ctype.h>
@@ -28,7 +28,8 @@ const char *cubin_options(void) {
     return joined;
 }
 
-/* From release 12.9 on NVRTC takes cubins from the driver's own cache, and is then silent about them. */
+/* From release 12.9 on NVRTC takes cubins from the driver's own cache, and is then silent about
+ * them. */
 static const char no_cache[] = "--no-cache";
 
 /* NVRTC has no files of the C library. */
@@ -80,8 +81,8 @@ static bool begins_function(const char *line, char name[512]) {
     return true;
 }
 
-/* A line `NAME registers shared stack spill constant` for each function of a log.  Each figure stands in
- * one line of the function's, others have 0 for it. */
+/* A line `NAME registers shared stack spill constant` for each function of a log.  Each figure
+ * stands in one line of the function's, others have 0 for it. */
 static void figures_of_log(const char *log, Text *out) {
     char name[512] = "";
     KernelResources all = {0};
@@ -377,8 +378,8 @@ static int *known_architectures(const Build *build, int *count) {
     return NULL;
 }
 
-/* Those of Tegra run no cubins but their own, and no others run theirs (CUDA programming guide, "Binary
- * compatibility"). */
+/* Those of Tegra run no cubins but their own, and no others run theirs (CUDA programming guide,
+ * "Binary compatibility"). */
 static bool is_tegra(CudaArchitecture architecture) {
     static const CudaArchitecture tegra[] = {53, 62, 72, 87, 101, 110};
     for (int i = 0; i < COUNT_OF(tegra); i++)
@@ -387,8 +388,8 @@ static bool is_tegra(CudaArchitecture architecture) {
     return false;
 }
 
-/* What to compile for: the architecture asked for, or where NVRTC does not know it and that will do, an
- * older one.  False after reporting, with those that it knows. */
+/* What to compile for: the architecture asked for, or where NVRTC does not know it and that
+ * will do, an older one.  False after reporting, with those that it knows. */
 static bool settle_architecture(Build *build, bool or_an_older) {
     int count = 0, *known = known_architectures(build, &count);
     if (!known)

@@ -21,10 +21,10 @@
 #include "runtime/runtime.h"
 
 /* ---- grid.c --------------------------------------------------------------------------------
- * A kernel's own region is cut at its parallel nests: a nest is one launch, and what stands between
- * two nests is one, of a single team.  Launches run in order, and memory is synchronized between
- * them, as the kernel IR asks.  Values of the region itself that a later launch needs are
- * computed in it again.
+ * A kernel's own region is cut at its parallel nests: a nest is one launch, and what stands
+ * between two nests is one, of a single team.  Launches run in order, and memory is
+ * synchronized between them, as the kernel IR asks.  Values of the region itself that a later
+ * launch needs are computed in it again.
  *
  *   team     the threads that share an iteration of the nest.  A block has `teams` of them
  *   lanes    thread t of a team of n runs the iterations of a lanes loop i with
@@ -71,11 +71,12 @@ typedef struct LaunchList {
 LaunchList launches_of(Kernel *kernel, const char *name);
 
 /* ---- print_cuda.c --------------------------------------------------------------------------
- * Readable, deterministic; the kernel IR stands in a comment above the first of its launches. */
+ * Readable, deterministic; the kernel IR stands in a comment above the first of its
+ * launches. */
 void print_cuda(Kernel *kernel, const char *name, const LaunchList *launches, Text *out);
-/* The CUDA C of all kernels, in texts of about equal work, each after the preludes, and the launches that
- * are in it, kernel by kernel.  There are as many texts on any machine: with the same NVRTC one finds
- * what another compiled. */
+/* The CUDA C of all kernels, in texts of about equal work, each after the preludes, and the
+ * launches that are in it, kernel by kernel.  There are as many texts on any machine: with the
+ * same NVRTC one finds what another compiled. */
 enum { CUDA_TEXTS = 8 };
 typedef struct CudaSource {
     int text_count; /* none is without a kernel */
@@ -92,8 +93,8 @@ bool cuda_source_fits(const CudaSource *source, const Module *module, Diagnostic
 extern const char embedded_prelude_cuda_h[];
 
 /* ---- library.c -----------------------------------------------------------------------------
- * One table of functions, a row of library.def each.  A library is opened when it is first asked
- * for: by its name (LD_LIBRARY_PATH and the system's folders), then in $CUDA_PATH/lib64,
+ * One table of functions, a row of library.def each.  A library is opened when it is first
+ * asked for: by its name (LD_LIBRARY_PATH and the system's folders), then in $CUDA_PATH/lib64,
  * $CUDA_HOME/lib64 and /usr/local/cuda/lib64. */
 typedef enum CudaLibrary { CUDA_DRIVER, CUDA_NVRTC, CUDA_BLASLT, CUDA_LIBRARY_COUNT } CudaLibrary;
 typedef struct CudaTable {
@@ -101,14 +102,15 @@ typedef struct CudaTable {
 #include "cuda/library.def"
 #undef ROW
 } CudaTable;
-/* The table, with the functions of `library` in it; those of other libraries are NULL until they
- * were asked for.  NULL after reporting one sentence: which files were looked for, or which symbol
- * is missing and so that the library is too old, and what to do (install the driver; apt-get
- * package or PyPI wheel of NVRTC and cuBLASLt; `--device cpu`).  The driver is also asked for its
- * version: below CUDA_DRIVER_LEAST it is too old. */
+/* The table, with the functions of `library` in it; those of other libraries are NULL until
+ * they were asked for.  NULL after reporting one sentence: which files were looked for, or
+ * which symbol is missing and so that the library is too old, and what to do (install the
+ * driver; apt-get package or PyPI wheel of NVRTC and cuBLASLt; `--device cpu`).  The driver is
+ * also asked for its version: below CUDA_DRIVER_LEAST it is too old. */
 const CudaTable *cuda_library(CudaLibrary library, Diagnostics *diagnostics);
 const char *cuda_library_path(CudaLibrary library); /* where it was found; NULL */
-/* Of the file that was found: its size and time of change, as a hash.  0: it cannot be looked at. */
+/* Of the file that was found: its size and time of change, as a hash.  0: it cannot be looked
+ * at. */
 uint64_t cuda_library_stamp(CudaLibrary library);
 /* Closes all, so that a test may look for them elsewhere. */
 void cuda_library_close(void);
@@ -138,46 +140,49 @@ typedef struct CubinResult {
     double seconds;             /* compiling; about 0 when cached */
     bool cached;
 } CubinResult;
-/* Compiles CUDA C texts by NVRTC for one architecture, in parallel.  Of the launches it takes the
- * names, of functions declared extern "C".  Cache: beside the C kernels' (jit.c), the key
- * covers the source, the options, NVRTC's version and the architecture.  An entry is the cubin, and
- * the compiler's log, from which the resources are read; with a trailer that shows damage; it
- * appears by rename (cache.c).  NULL after reporting: no NVRTC, an architecture that it does not know (with
- * those that it does), or a failed compilation (our bug: the source is kept, named, and the first
- * lines of the log are in the report).
- * `or_an_older`: where NVRTC does not know the architecture, the newest before it of the same generation
- * (sm_100 for sm_103), whose cubins a card of it runs too; those of Tegra run none but their own. */
+/* Compiles CUDA C texts by NVRTC for one architecture, in parallel.  Of the launches it takes
+ * the names, of functions declared extern "C".  Cache: beside the C kernels' (jit.c), the key
+ * covers the source, the options, NVRTC's version and the architecture.  An entry is the cubin,
+ * and the compiler's log, from which the resources are read; with a trailer that shows damage;
+ * it appears by rename (cache.c).  NULL after reporting: no NVRTC, an architecture that it does
+ * not know (with those that it does), or a failed compilation (our bug: the source is kept,
+ * named, and the first lines of the log are in the report).
+ * `or_an_older`: where NVRTC does not know the architecture, the newest before it of the same
+ * generation (sm_100 for sm_103), whose cubins a card of it runs too; those of Tegra run none
+ * but their own. */
 CubinResult *cubin_compile(const CudaSource *source, CudaArchitecture architecture,
                            bool or_an_older, Diagnostics *diagnostics);
 void cubin_free(CubinResult *result);
 const char *cubin_options(void); /* as passed to NVRTC, without the architecture */
 
 /* ---- choices.c -----------------------------------------------------------------------------
- * Which of cuBLASLt's kernels a product takes, and what that wants.  The library says that a choice may be
- * kept for as long as the library stays the same. */
+ * Which of cuBLASLt's kernels a product takes, and what that wants.  The library says that a
+ * choice may be kept for as long as the library stays the same. */
 typedef struct BlasChoice {
     cublasLtMatmulAlgo_t algorithm;
     int64_t workspace_bytes;
 } BlasChoice;
-/* Of the choices for products on a card, in the cache of compiled kernels (cache.c): by the library, the
- * card's name, shapes and alignments. */
+/* Of the choices for products on a card, in the cache of compiled kernels (cache.c): by the
+ * library, the card's name, shapes and alignments. */
 void blas_choices_key(const CudaTable *blas, const char *card, const Product *products,
                       int64_t (*alignments)[3], int count, char key[33]);
 BlasChoice *blas_choices_find(const char key[33], int count); /* to be freed; NULL: none are kept */
 void blas_choices_keep(const char key[33], const BlasChoice *choices, int count);
 
 /* ---- blas.c --------------------------------------------------------------------------------
- * A product is calls of cublasLtMatmul: one of its batch loops is the library's own strided batch,
- * other batch loops and the accumulate loops are calls each, adding (beta 1) from the second on.  Which
- * of its kernels the library takes is asked once for a product, and the same for all of the same
- * shape: with f32 accumulation, TF32 only where the plan allows it, and without reductions in place,
- * whose order is that of arrival. */
+ * A product is calls of cublasLtMatmul: one of its batch loops is the library's own strided
+ * batch, other batch loops and the accumulate loops are calls each, adding (beta 1) from the
+ * second on.  Which of its kernels the library takes is asked once for a product, and the same
+ * for all of the same shape: with f32 accumulation, TF32 only where the plan allows it, and
+ * without reductions in place, whose order is that of arrival. */
 typedef struct CudaProduct CudaProduct;
-/* What a product may have for computing in: room for so many parts of its sums, in f32, and for what
- * kernels of the library want in any case; at most what NVIDIA advises for an H100. */
+/* What a product may have for computing in: room for so many parts of its sums, in f32, and for
+ * what kernels of the library want in any case; at most what NVIDIA advises for an H100. */
 enum { BLAS_WORKSPACE_ALIGNMENT = 256 };
 enum { BLAS_PARTS = 32, BLAS_WORKSPACE_LEAST = 1 << 20, BLAS_WORKSPACE_MOST = 32 << 20 };
 int64_t cuda_product_workspace(const Product *product);
+/* How many calls of the library a product is, and of how many matrices each: `batch`. */
+int64_t cuda_product_calls(const Product *product, int64_t *batch);
 /* A failed call: what was called and its result; all 0 where none failed. */
 typedef struct BlasFault {
     const char *function; /* cublasLtMatmul; cublasLtMatmulAlgoGetHeuristic: it knows no kernel */
@@ -197,14 +202,15 @@ BlasFault cuda_product_run(const CudaProduct *product, const void *a, const void
 BlasFault cuda_product_free(CudaProduct *product); /* NULL is fine */
 
 /* ---- device.c ------------------------------------------------------------------------------
- * For emit_programs: local buffers of a team that always fit in a block, and cuBLASLt's workspace. */
+ * For emit_programs: local buffers of a team that always fit in a block, and cuBLASLt's
+ * workspace. */
 extern const Room cuda_room;
-/* The first card that the driver shows (CUDA_VISIBLE_DEVICES), with one stream.  Values from the host
- * go through pinned memory, piece by piece, without stopping the stream; a program is a CUDA graph,
- * captured at its second run.  The first call that fails is remembered with its name and the driver's
- * words.
- * `architecture`: 0, or what the user asked for, which must be the card's.  NULL after reporting: no
- * driver, no card, another architecture. */
+/* The first card that the driver shows (CUDA_VISIBLE_DEVICES), with one stream.  Values from
+ * the host go through pinned memory, piece by piece, without stopping the stream; a program is
+ * a CUDA graph, captured at its second run.  The first call that fails is remembered with its
+ * name and the driver's words.
+ * `architecture`: 0, or what the user asked for, which must be the card's.  NULL after
+ * reporting: no driver, no card, another architecture. */
 Device *device_cuda_open(CudaArchitecture architecture, Diagnostics *diagnostics);
 CudaArchitecture device_cuda_architecture(const Device *device); /* of one that it opened */
 
@@ -233,8 +239,8 @@ int card_resident_blocks(const Card *card, const Launch *launch, const KernelRes
 
 /* ---- roofline.c ----------------------------------------------------------------------------
  * A *prediction*: nobody has measured it.  What the time of a step is made of, and with which
- * constants (the share of a peak that a good kernel gets, the cost of a launch in a graph, …), is said
- * at their place, each with its source; none is fitted to the published times that
+ * constants (the share of a peak that a good kernel gets, the cost of a launch in a graph, …),
+ * is said at their place, each with its source; none is fitted to the published times that
  * tests/test_roofline.c holds the model to.
  *
  *   product   the larger of arithmetic, in whole rounds of output tiles over the processors, and memory
@@ -243,15 +249,15 @@ int card_resident_blocks(const Card *card, const Launch *launch, const KernelRes
  *             ask for them, and arithmetic
  *   copy, zero   bytes / bandwidth
  *
- * and for each launch what a kernel of a graph costs.  Memory that was touched a moment ago, and fits
- * the cache with all that was touched since, is faster. */
+ * and for each launch what a kernel of a graph costs.  Memory that was touched a moment ago,
+ * and fits the cache with all that was touched since, is faster. */
 /* As predict_step (runtime.h), on a card; `set` was emitted for cuda_room. */
 Prediction card_predict_step(const Card *card, const ProgramSet *set, int64_t micro_batches);
 /* Of each step of a program, into seconds[step_count]. */
 void card_predict_program(const Card *card, const ProgramSet *set, const Program *program,
                           double *seconds);
-/* What the steps of a program that is not ours are made of: a product, and a kernel that does little
- * but move so many bytes; from memory, and with its launch. */
+/* What the steps of a program that is not ours are made of: a product, and a kernel that does
+ * little but move so many bytes; from memory, and with its launch. */
 double card_product_seconds(const Card *card, const Product *product);
 double card_pass_seconds(const Card *card, double bytes);
 

@@ -1,9 +1,9 @@
 /* cuda/device.c: a card behind the runtime's device table.
  *
- * Everything goes into one stream, in order.  Values from the host are copied to pinned memory, a
- * slot at a time, and from there by the card; a slot is used again when the card is done with it.  So
- * the host waits for the card in three places alone: when all slots are under way, when values are
- * read, and when it is asked to. */
+ * Everything goes into one stream, in order.  Values from the host are copied to pinned memory,
+ * a slot at a time, and from there by the card; a slot is used again when the card is done with
+ * it.  So the host waits for the card in three places alone: when all slots are under way, when
+ * values are read, and when it is asked to. */
 #include "cuda/cuda.h"
 
 #include <stdarg.h>
@@ -49,8 +49,8 @@ typedef struct CudaDevice {
     ARRAY(CUevent) marks; /* by number */
 } CudaDevice;
 
-/* Of the 48 KiB of shared memory that a block may have unasked, 4 are for its reductions (print_cuda.c),
- * which want half of that. */
+/* Of the 48 KiB of shared memory that a block may have unasked, 4 are for its reductions
+ * (print_cuda.c), which want half of that. */
 const Room cuda_room = {.local_bytes = 44 << 10,
                         .workspace_bytes = cuda_product_workspace,
                         .workspace_alignment = BLAS_WORKSPACE_ALIGNMENT};
@@ -260,9 +260,9 @@ static void blas_called(CudaDevice *d, BlasFault fault, const Product *product) 
     text_free(&shape);
 }
 
-/* Slabs, inputs and the arena are allocations of their own; what lies in them begins at its offset, in
- * every step that runs the product.  No more than BLAS_ALIGNMENT is told: how the arena is packed must
- * not decide which kernel runs. */
+/* Slabs, inputs and the arena are allocations of their own; what lies in them begins at its
+ * offset, in every step that runs the product.  No more than BLAS_ALIGNMENT is told: how the
+ * arena is packed must not decide which kernel runs. */
 static void product_alignment(const ProgramSet *set, int product, int64_t alignment[3]) {
     for (int i = 0; i < 3; i++)
         alignment[i] = BLAS_ALIGNMENT;

@@ -38,18 +38,13 @@ static bool region_has(const Kernel *kernel, const Region *region, InstructionKi
     return false;
 }
 
-static void mark_affine(const Affine *affine, bool *needed) {
-    for (int i = 0; i < affine->term_count; i++)
-        needed[affine->terms[i].value] = true;
-}
-
 static void mark_operands(const Kernel *kernel, ValueId id, bool *needed) {
     const Instruction *instruction = at(kernel, id);
     for (int i = 0; i < instruction->input_count; i++)
         if (instruction->inputs[i] >= 0)
             needed[instruction->inputs[i]] = true;
-    mark_affine(&instruction->at, needed);
-    mark_affine(&instruction->sample, needed);
+    affine_mark(&instruction->at, needed);
+    affine_mark(&instruction->sample, needed);
     if (!instruction->loop)
         return;
     if (instruction->loop->tile_of >= 0)
@@ -68,8 +63,8 @@ static bool stores_to(const Kernel *kernel, ValueId id, BufferId buffer) {
     return false;
 }
 
-/* A value of the kernel's own region can be computed again, later: a load when nothing is stored to
- * its buffer in between. */
+/* A value of the kernel's own region can be computed again, later: a load when nothing is
+ * stored to its buffer in between. */
 static void check_again(const Kernel *kernel, int64_t place, int64_t begin) {
     const Instruction *value = at(kernel, kernel->body.data[place]);
     INTERNAL_CHECK(value->kind != KERNEL_LOOP && value->kind != KERNEL_LOCAL);
@@ -162,8 +157,8 @@ static bool can_be_neighbours(const LanesFacts *facts) {
 static void choose_team(Launch *launch, const LanesFacts *facts, bool waits) {
     launch->width = 1;
     launch->threads = 1;
-    /* One lane alone: other threads would load, as values of the team's, what it then stores in the same
-     * place (passes/lifetimes.c). */
+    /* One lane alone: other threads would load, as values of the team's, what it then stores in
+     * the same place (passes/lifetimes.c). */
     if (facts->longest <= 1)
         return;
     if (facts->lanes > 1 || facts->longest_reduced > 0) {
@@ -183,8 +178,8 @@ static void choose_team(Launch *launch, const LanesFacts *facts, bool waits) {
 
 /* ---- scatters ------------------------------------------------------------------------ */
 
-/* The index of the row that an access reaches: the value, made in the serial loop, whose stride is
- * larger than what all other terms can add up to; -1. */
+/* The index of the row that an access reaches: the value, made in the serial loop, whose stride
+ * is larger than what all other terms can add up to; -1. */
 static ValueId row_of(const Kernel *kernel, const Region *serial, const Instruction *access) {
     ValueId row = -1;
     int64_t stride = 0, others = 1;
@@ -287,9 +282,9 @@ static void choose_blocks(const Kernel *kernel, Launch *launch, const LanesFacts
 typedef struct Access {
     BufferId buffer; /* or EXCHANGE - n, of the prelude's reductions */
     bool stores;
-    ValueId
-        lanes; /* the lanes loop that it stands in: each thread has its own; -1: all load, and
-                      the first thread stores */
+    /* The lanes loop that it stands in: each thread has its own; -1: all load, and the first
+     * thread stores. */
+    ValueId lanes;
     const Affine *at;
 } Access;
 enum { EXCHANGE = -2 };
@@ -312,26 +307,19 @@ static int64_t greatest_divisor(int64_t a, int64_t b) {
     return a < 0 ? -a : a;
 }
 
-static int64_t stride_of(const Affine *affine, ValueId value) {
-    for (int i = 0; i < affine->term_count; i++)
-        if (affine->terms[i].value == value)
-            return affine->terms[i].stride;
-    return 0;
-}
-
 static bool is_parallel_index(const Kernel *kernel, ValueId value) {
     const Loop *loop = at(kernel, value)->loop;
     return loop && loop->kind == LOOP_PARALLEL;
 }
 
-/* Is every element that both accesses reach reached in one iteration of their lanes loops, so by
- * one thread?  Terms of parallel loops are the same numbers for the whole team; others may have had
- * another value at the earlier access, but move an element by multiples of `step`. */
+/* Is every element that both accesses reach reached in one iteration of their lanes loops, so
+ * by one thread?  Terms of parallel loops are the same numbers for the whole team; others may
+ * have had another value at the earlier access, but move an element by multiples of `step`. */
 static bool same_thread(const Kernel *kernel, const Access *a, const Access *b) {
     if (a->lanes < 0 || b->lanes < 0)
         return false;
-    int64_t stride = stride_of(a->at, a->lanes), step = 0;
-    if (stride <= 0 || stride != stride_of(b->at, b->lanes) || a->at->base != b->at->base)
+    int64_t stride = affine_stride(a->at, a->lanes), step = 0;
+    if (stride <= 0 || stride != affine_stride(b->at, b->lanes) || a->at->base != b->at->base)
         return false;
     for (int side = 0; side < 2; side++) {
         const Access *one = side ? b : a, *other = side ? a : b;
@@ -341,7 +329,7 @@ static bool same_thread(const Kernel *kernel, const Access *a, const Access *b) 
                 continue;
             if (!is_parallel_index(kernel, term.value))
                 step = greatest_divisor(step, term.stride);
-            else if (stride_of(other->at, term.value) != term.stride)
+            else if (affine_stride(other->at, term.value) != term.stride)
                 return false;
         }
     }
@@ -350,7 +338,8 @@ static bool same_thread(const Kernel *kernel, const Access *a, const Access *b) 
     return step == 0 || (step % stride == 0 && step / stride >= extent);
 }
 
-/* A value that is made within its lanes loop moves the address by no rule that is known here. */
+/* A value that is made within its lanes loop moves the address by no rule that is known
+ * here. */
 static bool is_regular(const Kernel *kernel, const Access *access) {
     if (access->lanes < 0)
         return true;
@@ -493,13 +482,8 @@ static bool find_waits(const Kernel *kernel, Launch *launch, bool blocks) {
 
 static int64_t nest_iterations(const Kernel *kernel, ValueId nest) {
     int64_t iterations = 1;
-    for (ValueId id = nest; id >= 0;) {
-        const Loop *loop = at(kernel, id)->loop;
-        iterations *= loop->extent;
-        const Instruction *first = loop->body.count ? at(kernel, loop->body.data[0]) : NULL;
-        id = first && first->loop && first->loop->kind == LOOP_PARALLEL ? loop->body.data[0]
-                                                                        : -1;
-    }
+    for (ValueId id = nest; id >= 0; id = nest_below(kernel, id))
+        iterations *= at(kernel, id)->loop->extent;
     return iterations;
 }
 

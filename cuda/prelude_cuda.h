@@ -1,6 +1,6 @@
 /* cuda/prelude_cuda.h: what kernels in CUDA C have for their own, before codegen/prelude.h: the
- * compiler's words, vectors of neighbours, and reductions in the lanes of a warp or a block.  NVRTC
- * compiles it, and so does a C compiler, with the emulator's words of CUDA before it. */
+ * compiler's words, vectors of neighbours, and reductions in the lanes of a warp or a block.
+ * NVRTC compiles it, and so does a C compiler, with the emulator's words of CUDA before it. */
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -60,8 +60,8 @@ COLAC_VECTOR(bool, bool_memory, bool, 4, uint32_t, COLAC_IS_TRUE, COLAC_AS_IT_IS
 
 /* ---- reductions ---------------------------------------------------------------------- */
 
-/* The halving tree over `width` lanes: lane j takes in lane j + w.  `take_in` is the meaning of `x
- * takes in y`.
+/* The halving tree over `width` lanes: lane j takes in lane j + w.  `take_in` is the meaning of
+ * `x takes in y`.
  *
  *   warp   thread t owns lanes [count * t, count * t + count), in `lanes`, which are used up; all of
  *          the warp's threads call it, and all get the result

@@ -16,7 +16,8 @@
  *         store_f32_4(out_y + 512 * row_1 + base, next_y_9);
  *     }
  *
- * The team's own values are computed by every thread of it; its stores are the first thread's. */
+ * The team's own values are computed by every thread of it; its stores are the first
+ * thread's. */
 #include "codegen/print.h"
 #include "cuda/cuda.h"
 
@@ -42,13 +43,6 @@ static void print_wait(const CudaPrinter *p, ValueId id) {
 
 /* ---- vectors ------------------------------------------------------------------------- */
 
-static bool is_made_in(const Region *region, ValueId value) {
-    for (int64_t i = 0; i < region->count; i++)
-        if (region->data[i] == value)
-            return true;
-    return false;
-}
-
 /* Does a thread reach `width` neighbours at a multiple of their size?  Arguments and shared
  * buffers begin at one. */
 static bool is_vector(const CudaPrinter *p, ValueId id, const Instruction *access) {
@@ -64,7 +58,7 @@ static bool is_vector(const CudaPrinter *p, ValueId id, const Instruction *acces
         Term term = access->at.terms[i];
         if (term.value == id && term.stride != 1)
             return false;
-        if (term.value != id && (term.stride % width || is_made_in(&loop->body, term.value)))
+        if (term.value != id && (term.stride % width || region_holds(&loop->body, term.value)))
             return false;
         in_order |= term.value == id;
     }
@@ -203,11 +197,12 @@ static void declare_lanes(const CudaPrinter *p, const Reduction *r, const char *
     text_puts(p->print.out, "};\n");
 }
 
-/* The tree over the lanes of a team, in KIND_NAME, as the value `name`. */
+/* The tree over the lanes of a team, in KIND_NAME, as the value `name`: the reduction's result, or that
+ * of a block. */
 static void print_tree(CudaPrinter *p, ValueId id, const char *kind, int width,
-                       const char *name) {
+                       const char *name, bool is_result) {
     Reduction r = reduction_of(&p->print, id);
-    bool rounds = r.reduce->dtype == TYPE_BF16 && strcmp(name, r.name) == 0;
+    bool rounds = is_result && r.reduce->dtype == TYPE_BF16;
     print_wait(p, id);
     print_margin(&p->print);
     text_printf(p->print.out, "const %s %s = %s", r.type, name, rounds ? "bf16_round(" : "");
@@ -228,7 +223,8 @@ static void each_tree(CudaPrinter *p, const Loop *loop, const char *kind, int wi
         ValueId id = loop->body.data[i];
         if (printed(&p->print, id)->kind == KERNEL_REDUCE)
             print_tree(p, id, kind, width,
-                       arena_printf(p->print.kernel->arena, "%s%s", prefix, name_of(p, id)));
+                       arena_printf(p->print.kernel->arena, "%s%s", prefix, name_of(p, id)),
+                       !*prefix);
     }
 }
 
@@ -443,7 +439,7 @@ static void print_instruction(CudaPrinter *p, ValueId id) {
 /* const int b_1 = iteration / 256 % 8; for each loop of the nest. */
 static void print_nest(const CudaPrinter *p) {
     int64_t inner = p->launch->iterations;
-    for (ValueId id = p->launch->nest; id >= 0;) {
+    for (ValueId id = p->launch->nest; id >= 0; id = nest_below(p->print.kernel, id)) {
         const Loop *loop = printed(&p->print, id)->loop;
         inner /= loop->extent;
         print_margin(&p->print);
@@ -459,9 +455,6 @@ static void print_nest(const CudaPrinter *p) {
             print_line(&p->print, "if (%s >= %s)", name_of(p, id), end);
             print_line(&p->print, "    return;");
         }
-        ValueId next = loop->body.count ? loop->body.data[0] : -1;
-        const Loop *below = next >= 0 ? printed(&p->print, next)->loop : NULL;
-        id = below && below->kind == LOOP_PARALLEL ? next : -1;
     }
 }
 
@@ -627,10 +620,10 @@ bool cuda_source_fits(const CudaSource *source, const Module *module,
         const Launch *launch = &source->launches[i];
         if (launch->blocks <= MOST_BLOCKS)
             continue;
-        help(error_in_file(diagnostics, module->name,
-                           "kernel `%s` would be of %lld blocks, and a card's grid has %d at the "
-                           "most",
-                           launch->name, (long long)launch->blocks, MOST_BLOCKS),
+        help(error_in_file(
+                 diagnostics, module->name,
+                 "kernel `%s` would be of %lld blocks, and a card's grid has at most %d",
+                 launch->name, (long long)launch->blocks, MOST_BLOCKS),
              "fewer sequences at a time (the first dims of the model, by `-D`)");
         return false;
     }

@@ -1,8 +1,9 @@
-/* cuda/roofline.c: what a training step should take on a card, from the program and published figures.
+/* cuda/roofline.c: what a training step should take on a card, from the program and published
+ * figures.
  *
  * Nothing is measured, and no constant is chosen so that a published time of a step comes out:
- * tests/test_roofline.c holds the same constants to all of them.  What a card is, is in cards.def; what
- * share of it programs get, is here.
+ * tests/test_roofline.c holds the same constants to all of them.  What a card is, is in
+ * cards.def; what share of it programs get, is here.
  */
 #include "cuda/cuda.h"
 
@@ -10,10 +11,11 @@
 
 /* ---- constants ------------------------------------------------------------------------ */
 
-/* What the best of many shapes of a bf16 product reaches, as a share of the dense peak: cuBLAS at the
- * clock that the card holds while it multiplies.  "Maximum Achievable Matmul FLOPS", table of S.
- * Bekman's Machine Learning Engineering (August 2026): A100 SXM 271 of 312, H100 SXM 795 of 989 ("H200
- * is the same"), B200 SXM 1,745 of 2,250.  For others about their mean: nobody measured them there. */
+/* What the best of many shapes of a bf16 product reaches, as a share of the dense peak: cuBLAS
+ * at the clock that the card holds while it multiplies.  "Maximum Achievable Matmul FLOPS",
+ * table of S.  Bekman's Machine Learning Engineering (August 2026): A100 SXM 271 of 312, H100
+ * SXM 795 of 989 ("H200 is the same"), B200 SXM 1,745 of 2,250.  For others about their mean:
+ * nobody measured them there. */
 static double matmul_share(const Card *card) {
     switch (card->architecture) {
     case 80:
@@ -27,49 +29,50 @@ static double matmul_share(const Card *card) {
     }
 }
 
-/* Of the f32 peak, for f32 products, which run outside tensor cores: what large squares are known for.
- * No table was at hand; nanoGPT in f32 (tests/test_roofline.c) is the one check. */
+/* Of the f32 peak, for f32 products, which run outside tensor cores: what large squares are
+ * known for.  No table was at hand; nanoGPT in f32 (tests/test_roofline.c) is the one check. */
 static const double vector_share = 0.9;
 
-/* Of a product whose rows do not all begin at multiples of 16 bytes.  Tensor cores then get operands
- * by narrow loads.  A. Karpathy (3 February 2023): nanoGPT is 25% faster with 50,304 tokens instead of
- * 50,257; products with the vocabulary are about a third of its products, so each took twice the
- * time.  His lecture of June 2024 gains 3 ms of 96, but torch.compile may have padded them before.  So
- * this constant has the least behind it. */
+/* Of a product whose rows do not all begin at multiples of 16 bytes.  Tensor cores then get
+ * operands by narrow loads.  A. Karpathy (3 February 2023): nanoGPT is 25% faster with 50,304
+ * tokens instead of 50,257; products with the vocabulary are about a third of its products, so
+ * each took twice the time.  His lecture of June 2024 gains 3 ms of 96, but torch.compile may
+ * have padded them before.  So this constant has the least behind it. */
 static const double unaligned_share = 0.5;
 enum { ALIGNED_BYTES = 16 };
 
-/* The first loads of a tile have nothing to hide behind, nor has its way to memory at its end: a trip
- * to memory and back (below), as much again for a block to begin, and as much for the tile to leave,
- * through shared memory, where 128 B a cycle take 0.4 us for its 64 KiB.  Kernels since Hopper store a
- * tile while they compute the next ("warp-specialized persistent ping-pong", CUTLASS: Efficient
- * GEMM). */
+/* The first loads of a tile have nothing to hide behind, nor has its way to memory at its end:
+ * a trip to memory and back (below), as much again for a block to begin, and as much for the
+ * tile to leave, through shared memory, where 128 B a cycle take 0.4 us for its 64 KiB.
+ * Kernels since Hopper store a tile while they compute the next ("warp-specialized persistent
+ * ping-pong", CUTLASS: Efficient GEMM). */
 static double tile_seconds_unhidden(const Card *card) {
     return card->architecture >= 90 ? 1e-6 : 2e-6;
 }
 
-/* Of the memory's peak.  BabelStream 5.0 on an H100 NVL: triad 3.30, add 3.28, copy 3.06 of 3.94
- * TB/s. */
+/* Of the memory's peak.  BabelStream 5.0 on an H100 NVL: triad 3.30, add 3.28, copy 3.06 of
+ * 3.94 TB/s. */
 static const double memory_share = 0.84;
 
-/* From memory and back on a card that is busy: the 0.4 us that chains of loads are known to take on an
- * A100, and half as much for queues. */
+/* From memory and back on a card that is busy: the 0.4 us that chains of loads are known to
+ * take on an A100, and half as much for queues. */
 static const double memory_latency = 0.6e-6;
 enum { UNDER_WAY_BYTES = 16 }; /* of a thread: one vector load */
 
-/* What was written or read a moment ago comes from the second-level cache.  A100's gives 7.05 TB/s
- * (GTC 2021, S33322), 3.5 times its memory's, but half of it is far from each processor, at 1.75
- * times the latency, and what is fetched from there is kept twice: so twice the speed, and half
- * the size. */
+/* What was written or read a moment ago comes from the second-level cache.  A100's gives 7.05
+ * TB/s (GTC 2021, S33322), 3.5 times its memory's, but half of it is far from each processor,
+ * at 1.75 times the latency, and what is fetched from there is kept twice: so twice the speed,
+ * and half the size. */
 static const double cache_speed = 2, cache_share = 0.5;
 
-/* Instructions of a thread that are not arithmetic (addresses, loops, conversions of indices) and
- * warps that wait for each other.  A guess with no table behind it. */
+/* Instructions of a thread that are not arithmetic (addresses, loops, conversions of indices)
+ * and warps that wait for each other.  A guess with no table behind it. */
 static const double operation_share = 0.5;
 enum { BUSY_THREADS = 512 }; /* of a processor: 128 lanes, each result 4 cycles late */
 
-/* From the end of a kernel in a graph to the next one's beginning.  An addition of 1,024 numbers takes
- * 1.1 to 1.3 us when it is replayed again and again (pytorch/pytorch, issue 161104). */
+/* From the end of a kernel in a graph to the next one's beginning.  An addition of 1,024
+ * numbers takes 1.1 to 1.3 us when it is replayed again and again (pytorch/pytorch, issue
+ * 161104). */
 static const double launch_cost = 1.3e-6;
 
 /* ---- memory --------------------------------------------------------------------------- */
@@ -124,10 +127,11 @@ static void touch(History *history, const Card *card, const Operand *operand, do
 
 /* ---- products ------------------------------------------------------------------------- */
 
-/* Tiles of cuBLAS's kernels ("Matrix Multiplication Background", NVIDIA's guide on performance), and the
- * share of the arithmetic for which shared memory can feed them: 128 B a cycle against 2,048 FLOP of
- * a processor.  A warp of a large tile computes 64 x 64, for which it loads 64 B a cycle; of a small
- * tile 64 x 32 or 32 x 32, for which it loads 96 or 128; and the tile itself must come in. */
+/* Tiles of cuBLAS's kernels ("Matrix Multiplication Background", NVIDIA's guide on
+ * performance), and the share of the arithmetic for which shared memory can feed them: 128 B a
+ * cycle against 2,048 FLOP of a processor.  A warp of a large tile computes 64 x 64, for which
+ * it loads 64 B a cycle; of a small tile 64 x 32 or 32 x 32, for which it loads 96 or 128; and
+ * the tile itself must come in. */
 static const struct Tile {
     int rows, columns;
     double share;
@@ -159,8 +163,8 @@ static double processor_flops(const Card *card, const Product *p) {
     return aligned ? peak : peak * unaligned_share;
 }
 
-/* One call of the library: `batch` matrices, whose bytes take `moving`.  The summed axis is split in
- * parts, which are summed by a kernel of its own, where there are too few tiles. */
+/* One call of the library: `batch` matrices, whose bytes take `moving`.  The summed axis is
+ * split in parts, which are summed by a kernel of its own, where there are too few tiles. */
 static double call_seconds(const Card *card, const Product *p, int64_t batch, double moving) {
     double best = INFINITY, flops = processor_flops(card, p);
     double sums = (double)p->m * (double)p->n * (double)batch * sizeof(float);
@@ -184,23 +188,6 @@ static double call_seconds(const Card *card, const Product *p, int64_t batch, do
     return best;
 }
 
-/* Matrices of the library's own batch: the longest loop's (blas.c); and calls of it. */
-static int64_t batch_of(const Product *p) {
-    int64_t batch = 1;
-    for (int i = 0; i < p->batch_count; i++)
-        batch = p->batch[i].extent > batch ? p->batch[i].extent : batch;
-    return batch;
-}
-
-static int64_t calls_of(const Product *p) {
-    int64_t calls = 1;
-    for (int i = 0; i < p->batch_count; i++)
-        calls *= p->batch[i].extent;
-    for (int i = 0; i < p->accumulate_count; i++)
-        calls *= p->accumulate[i].extent;
-    return calls / batch_of(p);
-}
-
 /* Bytes that the operands of a product have: A, B, and C as often as it is read or written. */
 static void product_bytes(const Product *p, double bytes[3]) {
     double a = (double)p->m * (double)p->k, b = (double)p->k * (double)p->n, again = 1;
@@ -221,15 +208,22 @@ static void product_bytes(const Product *p, double bytes[3]) {
 }
 
 static double product_seconds(const Card *card, const Product *p, Traffic traffic) {
-    double calls = (double)calls_of(p);
-    return calls * call_seconds(card, p, batch_of(p), traffic_seconds(card, traffic) / calls);
+    int64_t batch;
+    double calls = (double)cuda_product_calls(p, &batch);
+    return calls * call_seconds(card, p, batch, traffic_seconds(card, traffic) / calls);
+}
+
+/* What the host or a graph takes to begin all calls of a product. */
+static double launch_seconds(const Product *product) {
+    int64_t batch;
+    return launch_cost * (double)cuda_product_calls(product, &batch);
 }
 
 double card_product_seconds(const Card *card, const Product *product) {
     double bytes[3];
     product_bytes(product, bytes);
     return product_seconds(card, product, (Traffic){.far = bytes[0] + bytes[1] + bytes[2]}) +
-           launch_cost * (double)calls_of(product);
+           launch_seconds(product);
 }
 
 /* ---- kernels -------------------------------------------------------------------------- */
@@ -254,8 +248,8 @@ static KernelFacts kernel_facts(Kernel *kernel) {
     return facts;
 }
 
-/* Threads that run at a time, on average: the last blocks do not fill the card.  A thread that is not
- * compiled yet has the registers that ours may have at most. */
+/* Threads that run at a time, on average: the last blocks do not fill the card.  A thread that
+ * is not compiled yet has the registers that ours may have at most. */
 static double running_threads(const Card *card, const Launch *launch) {
     enum { REGISTERS = 65536 }; /* of a processor */
     KernelResources resources = {.registers = REGISTERS / RESIDENT_THREADS,
@@ -330,8 +324,7 @@ static StepTime step_time(const Card *card, const ProgramSet *set, const KernelF
     }
     case STEP_PRODUCT: {
         const Product *product = &set->products[step->index];
-        return (StepTime){product_seconds(card, product, traffic),
-                          launch_cost * (double)calls_of(product)};
+        return (StepTime){product_seconds(card, product, traffic), launch_seconds(product)};
     }
     case STEP_COPY:
     case STEP_ZERO:
@@ -355,7 +348,8 @@ static void set_facts_free(const ProgramSet *set, KernelFacts *facts) {
     free(facts);
 }
 
-/* By step; to be freed.  What an earlier run of the program left in the cache is not counted. */
+/* By step; to be freed.  What an earlier run of the program left in the cache is not
+ * counted. */
 static StepTime *program_times(const Card *card, const ProgramSet *set,
                                const KernelFacts *facts, const Program *program) {
     StepTime *times = checked_alloc((size_t)(program->step_count + 1) * sizeof *times);

@@ -21,8 +21,8 @@ typedef struct Staging {
 } Staging;
 
 /* ---- the folder ----------------------------------------------------------------------
- * A folder of builds is known by its report, which appears first: so a build that was killed leaves
- * such a folder, or one with nothing but temporary files of its own. */
+ * A folder of builds is known by its report, which appears first: so a build that was killed
+ * leaves such a folder, or one with nothing but temporary files of its own. */
 
 enum { MAX_REPORT_BYTES = 1 << 26 };
 /* What every report has below its heading. */
@@ -56,7 +56,8 @@ static bool is_of_build(const char *name, size_t length) {
     return found;
 }
 
-/* The name of a file that was not published yet when its build was killed: `.NAME.PID-N.tmp`. */
+/* The name of a file that was not published yet when its build was killed:
+ * `.NAME.PID-N.tmp`. */
 static bool is_leftover(const char *name) {
     if (name[0] != '.' || !ends_in(name, ".tmp"))
         return false;

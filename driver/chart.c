@@ -252,7 +252,8 @@ static bool is_marked(int digit, int density) {
     return strchr(marked[density], '0' + digit) != NULL;
 }
 
-/* The densest of 1; 1, 5; 1, 2, 5; 1, 2, 3, 5, 7 of every decade that there is room for; of many
+/* The densest of 1; 1, 5; 1, 2, 5; 1, 2, 3, 5, 7 of every decade that there is room for; of
+ * many
  * decades every second, third, …  Where that gives too few, round values as on a linear axis. */
 static void log_ticks(Scale *scale) {
     double decades = scale->high - scale->low;
@@ -327,9 +328,10 @@ typedef struct Drawing {
     int64_t omitted;                 /* points that cannot be shown */
 } Drawing;
 
-/* Colours on a light and on a dark ground: the ground, text, quiet text, the grid, series.  Those of
- * series contrast with the ground by a factor of 3, and any two are 23 units of L*a*b* or more apart
- * (28 but for blue weakness) to eyes that see all colours and to those that lack one kind of cone. */
+/* Colours on a light and on a dark ground: the ground, text, quiet text, the grid, series.
+ * Those of series contrast with the ground by a factor of 3, and any two are 23 units of L*a*b*
+ * or more apart (28 but for blue weakness) to eyes that see all colours and to those that lack
+ * one kind of cone. */
 enum { GROUND, INK, QUIET, GRID, SERIES };
 static const char *const palettes[2][SERIES + COLOURS] = {
     {"#ffffff", "#24292f", "#5b6570", "#e3e6ea", "#0072b2", "#d55e00", "#8100ff", "#642a37",
@@ -371,8 +373,8 @@ static int shape_of(int64_t series) {
     return (int)((series + series / COLOURS) % SHAPES);
 }
 
-/* A closed outline around (x, y).  Unlike in outline, not only in turn, so that small ones can be
- * told apart. */
+/* A closed outline around (x, y).  Unlike in outline, not only in turn, so that small ones can
+ * be told apart. */
 static void put_marker(double x, double y, int64_t series, Text *out) {
     static const double outlines[SHAPES][24] = {
         {0},

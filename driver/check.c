@@ -114,7 +114,8 @@ static void print_parameters(const Module *module, bool json) {
 
 /* ---- by layer --------------------------------------------------------------------------- */
 
-/* What one instance of a loop's block, or one parameter or block outside of loops, amounts to. */
+/* What one instance of a loop's block, or one parameter or block outside of loops, amounts
+ * to. */
 typedef struct Layer {
     const char *loop, *name; /* in a loop: loop, ""; else "", name */
     int64_t parameters, low_rank, kept;
@@ -152,8 +153,8 @@ static NodeId below_views(const Function *function, NodeId id) {
     return id;
 }
 
-/* The weight that a product is of, as operand, as what it is the adjoint of, or by where its result
- * is written (`written`, by node); NULL where it is of none. */
+/* The weight that a product is of, as operand, as what it is the adjoint of, or by where its
+ * result is written (`written`, by node); NULL where it is of none. */
 static const char *weight_of_product(const Function *function, const StateId *written,
                                      NodeId dot) {
     const Node *node = node_at(function, dot);
@@ -216,7 +217,8 @@ static bool same_figures(const Layer *a, const Layer *b) {
            a->backward == b->backward && a->recompute == b->recompute;
 }
 
-/* Instances of one loop that amount to the same become one row: the first takes in the others. */
+/* Instances of one loop that amount to the same become one row: the first takes in the
+ * others. */
 static void merge_instances(Layers *layers) {
     StringMap firsts = {0};
     int64_t kept = 0;

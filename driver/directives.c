@@ -165,8 +165,8 @@ static void expanded_free(Expanded *expanded) {
     diagnostics_free(expanded->diagnostics);
 }
 
-/* Parameters of the model without its plan, with those values of -D that it knows then; -1 where it
- * does not stand without. */
+/* Parameters of the model without its plan, with those values of -D that it knows then; -1
+ * where it does not stand without. */
 static int64_t parameters_without_plan(const Options *options) {
     Request request = options->request;
     Define *kept = checked_alloc(((size_t)request.define_count + 1) * sizeof *kept);
@@ -193,8 +193,8 @@ typedef struct Exchange {
     int64_t weights, before, after;
 } Exchange;
 
-/* The exchange of the directive that a weight of the final module stands in the place of: of the
- * one whose path is its path's beginning. */
+/* The exchange of the directive that a weight of the final module stands in the place of: of
+ * the one whose path is its path's beginning. */
 static void count_placed(const Module *module, const StringMap *replaced, Exchange *exchanges) {
     for (StateId id = 0; id < module->states.count; id++) {
         const State *state = &module->states.data[id];

@@ -163,8 +163,8 @@ static bool read_rows(Reading *reading) {
 
 /* ---- means -------------------------------------------------------------------------- */
 
-/* Which group each point is in, counted in order of first occurrence: those of one label (without
- * labels: of one x).  The number of groups. */
+/* Which group each point is in, counted in order of first occurrence: those of one label
+ * (without labels: of one x).  The number of groups. */
 static int64_t group_points(const ChartSeries *series, int64_t *group) {
     StringMap known = {0};
     int64_t groups = 0;

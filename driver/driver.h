@@ -95,8 +95,8 @@ bool compile(Compiled *compiled, const Options *options, const char *last, bool 
 /* compile, then emit. */
 bool compile_programs(Compiled *compiled, const Options *options, bool for_training);
 void compiled_free(Compiled *compiled);
-/* What an executor with that many threads (0: all) will hold, after compile_programs: the plan, the
- * kernels' scratch and the product library's. */
+/* What an executor with that many threads (0: all) will hold, after compile_programs: the plan,
+ * the kernels' scratch and the product library's. */
 MemoryTable planned_memory(const Compiled *compiled, const Options *options);
 /* What opens the device that was asked for (not the interpreter). */
 DeviceOpener device_opener(const Options *options);
@@ -144,16 +144,18 @@ typedef enum ReportClass {
     CLASS_UNUSED          /* nothing reads it, or a later directive replaces it */
 } ReportClass;
 const char *report_class_name(ReportClass report_class);
-/* Every directive of the plan, a line each: place, text, class, what it does to the parameters. */
+/* Every directive of the plan, a line each: place, text, class, what it does to the
+ * parameters. */
 void print_directives(const Options *options, const Compiled *compiled, bool json);
 
 /* ---- timeline.c ---------------------------------------------------------------------------- */
-/* Live bytes over the groups of the function that needs the largest arena, where they are most, and
- * what is live there. */
+/* Live bytes over the groups of the function that needs the largest arena, where they are most,
+ * and what is live there. */
 void print_timeline(const Compiled *compiled, bool json);
 
 /* ---- rows.c -------------------------------------------------------------------------------- */
-/* `memory.peak`: the key itself, or a way through objects.  NULL; NaN where there is no number. */
+/* `memory.peak`: the key itself, or a way through objects.  NULL; NaN where there is no
+ * number. */
 const struct json_t *value_in_row(const struct json_t *row, const char *key);
 double number_in_row(const struct json_t *row, const char *key);
 void put_row(const struct json_t *row, Text *out); /* a line */
@@ -164,9 +166,9 @@ typedef struct Mean {
 Mean mean_of(const double *values, int64_t count);
 
 /* ---- chart.c -------------------------------------------------------------------------------
- * A picture of measurements.  The SVG stands alone (no script, no font, no file beside it), reads
- * in dark and light, tells series apart by colour and by shape, and is the same bytes for the same
- * figures. */
+ * A picture of measurements.  The SVG stands alone (no script, no font, no file beside it),
+ * reads in dark and light, tells series apart by colour and by shape, and is the same bytes for
+ * the same figures. */
 typedef enum AxisScale { SCALE_AUTO, SCALE_LINEAR, SCALE_LOG } AxisScale; /* AUTO: log where the
                                            values are positive and span a factor of twenty */
 typedef struct ChartAxis {
@@ -195,8 +197,8 @@ typedef struct Chart {
     int64_t series_count;
 } Chart;
 void chart_svg(const Chart *chart, Text *out);
-/* Appends text as XML and HTML take it: & < > " escaped, what is no UTF-8 or no character of XML
- * replaced by `?`. */
+/* Appends text as XML and HTML take it: & < > " escaped, what is no UTF-8 or no character of
+ * XML replaced by `?`. */
 void xml_escape(const char *text, Text *out);
 
 /* ---- sweep.c sweep_page.c ------------------------------------------------------------------ */

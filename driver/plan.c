@@ -363,8 +363,7 @@ static void print_row(const Table *table, const char *name, const Figures *figur
            scaled_text((double)figures->low_rank, low), scaled_text(flops->forward, texts[0]),
            scaled_text(flops->backward, texts[1]), scaled_text(flops->recompute, texts[2]),
            scaled_text(flops->head, texts[3]), scaled_text(figures_products(figures), texts[4]),
-           ratio,
-           memory_text(figures->memory.kept_activations, kept),
+           ratio, memory_text(figures->memory.kept_activations, kept),
            memory_text(figures->memory.peak, peak));
     if (figures->predicted > 0)
         printf(" %10s", seconds_text(figures->predicted, seconds));

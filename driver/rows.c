@@ -1,4 +1,5 @@
-/* Rows of measurements, JSON objects, as `colac sweep` writes them and `colac chart` reads them. */
+/* Rows of measurements, JSON objects, as `colac sweep` writes them and `colac chart` reads
+ * them. */
 #include "driver/driver.h"
 
 #include <jansson.h>

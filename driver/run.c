@@ -32,7 +32,8 @@ static TrainOptions train_options(const Options *options, const Compiled *compil
 typedef int (*Run)(Compilation *compilation, const ProgramSet *set, const TrainOptions *options,
                    Diagnostics *diagnostics);
 
-/* Compiles and runs; the interpreter takes the graph as it is before layout, the CPU its programs. */
+/* Compiles and runs; the interpreter takes the graph as it is before layout, the CPU its
+ * programs. */
 static int compile_and_run(Options *options, bool for_training, Run run) {
     Compiled compiled;
     bool interpreted = options->device == DEVICE_INTERPRETER;

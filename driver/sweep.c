@@ -1,7 +1,7 @@
-/* colac sweep: every combination of plans and values, compiled, and trained where there is data,
- * one after the other in this process.  What is known of a combination and seed is one JSON object,
- * a *row*; rows of an earlier sweep are taken over where everything that they depend on is the
- * same. */
+/* colac sweep: every combination of plans and values, compiled, and trained where there is
+ * data, one after the other in this process.  What is known of a combination and seed is one
+ * JSON object, a *row*; rows of an earlier sweep are taken over where everything that they
+ * depend on is the same. */
 #include "driver/driver.h"
 
 #include <errno.h>
@@ -142,9 +142,9 @@ static void request_combination(Sweep *sweep, Combination *c) {
     c->request.define_count = count;
 }
 
-/* Which of the choices are names that the texts know under each plan: known[plan][choice].  A plan
- * that does not compile knows all, and its rows say what is wrong; so does everyone what no one
- * knows. */
+/* Which of the choices are names that the texts know under each plan: known[plan][choice].  A
+ * plan that does not compile knows all, and its rows say what is wrong; so does everyone what
+ * no one knows. */
 static void find_known(Sweep *sweep, bool (*known)[MAX_OVER]) {
     int choices = sweep->table.choice_count;
     bool anyone[MAX_OVER] = {0};

@@ -213,8 +213,8 @@ void suggest_rename(Expander *x, Diagnostic *d, const AxisList *want, const Expr
                     const AxisList *have);
 /* Is one declared to be the other (`dim T = S`)? */
 bool declared_same(const Expander *x, AxisId a, AxisId b);
-/* Suggests to rename an axis of `e`, which has `type`, that is declared as `want` (`dim T = S`).
- * False: there is none. */
+/* Suggests to rename an axis of `e`, which has `type`, that is declared as `want` (`dim T =
+ * S`).  False: there is none. */
 bool suggest_declared(Expander *x, Diagnostic *d, AxisId want, const Expr *e, Type type);
 AxisList axes_only_in(Type a, Type b);
 
@@ -350,8 +350,8 @@ unsigned char *live_nodes(const Function *function);
 void declare_recipe(Expander *x); /* chain, dims, presets */
 void settle_recipe(Expander *x);  /* values; after all dims have their voices */
 void check_recipe(Expander *x);   /* after expansion: every weight has an optimizer */
-/* The optimizer group of a parameter that a plan has made; -1 where it has none, and the first time after
- * reporting that. */
+/* The optimizer group of a parameter that a plan has made; -1 where it has none, and the first
+ * time after reporting that. */
 int32_t recipe_group_of(Expander *x, const State *state);
 /* The settled hyperparameters of a group, in order of the optimizer's formals. */
 const Number *recipe_hyperparameters(const Expander *x, int group);

@@ -236,18 +236,19 @@ typedef struct Item {
     struct Item *next;
 } Item;
 
-/* Parses one text.  Syntax errors are reported (the parser recovers at statement and item level,
- * so that several show in one run) and the items that parsed are returned all the same. */
+/* Parses one text.  Syntax errors are reported (the parser recovers at statement and item
+ * level, so that several show in one run) and the items that parsed are returned all the
+ * same. */
 Item *parse_source(const Source *source, Arena *arena, Diagnostics *diagnostics);
 /* Parses `NAME = VALUE`, as it stands after `dim`. */
 Item *parse_values(const Source *source, Arena *arena, Diagnostics *diagnostics);
 
 /* ---- source.c ------------------------------------------------------------------------------ */
-/* A main file and all it uses, in order of first use, each once.  `use "x"` looks beside the file
- * that says it, then in the built-in library (std.cola).  NULL after reporting when the main file
- * cannot be read or is above 100 MB.  After syntax errors, and when a used file cannot be read,
- * the items that parsed are returned: ask diagnostics_errors.  Diagnostics point into the
- * sources: print them before texts_free. */
+/* A main file and all it uses, in order of first use, each once.  `use "x"` looks beside the
+ * file that says it, then in the built-in library (std.cola).  NULL after reporting when the
+ * main file cannot be read or is above 100 MB.  After syntax errors, and when a used file
+ * cannot be read, the items that parsed are returned: ask diagnostics_errors.  Diagnostics
+ * point into the sources: print them before texts_free. */
 typedef struct Texts {
     Arena *arena;
     Item *items;   /* of all files, used ones first */
@@ -311,8 +312,8 @@ typedef struct Recipe {
 
 /* A model expanded and checked against a request.  The module has the weights, metrics
  * (`loss_sum`, `weight_sum`, `observe.NAME` as role metric, f32, no axes) and one function,
- * `micro(step, seed, sample0)` (and `training` where the texts name it), whose writes are `loss_sum += E`, `weight_sum += W` and the
- * observed sums.  Later passes complete it. */
+ * `micro(step, seed, sample0)` (and `training` where the texts name it), whose writes are
+ * `loss_sum += E`, `weight_sum += W` and the observed sums.  Later passes complete it. */
 typedef struct Compilation {
     Texts *texts;
     Module *module;
@@ -332,7 +333,8 @@ typedef struct Compilation {
     struct Expander *expander; /* compile-time environment, kept for the functions below */
 } Compilation;
 
-/* NULL after reporting to `diagnostics`.  All shape errors of a text are reported in one run. */
+/* NULL after reporting to `diagnostics`.  All shape errors of a text are reported in one
+ * run. */
 Compilation *compile_model(const Request *request, Diagnostics *diagnostics);
 /* May `-D name=…` be given for it: is it a dim or flag of its model or plan, or a value of its
  * recipe? */
@@ -340,9 +342,9 @@ bool compilation_knows(const Compilation *compilation, const char *name);
 void compilation_free(Compilation *compilation);
 
 /* For the factorize pass: builds the directive's block in `function` in the place of
- * dot(x, weight; weight's inputs), in the scope of `weight`'s path, and returns its value, which
- * has the product's type.  Adds the block's parameters as states (low_rank set) and names its
- * values.  -1 after reporting (in compilation->diagnostics). */
+ * dot(x, weight; weight's inputs), in the scope of `weight`'s path, and returns its value,
+ * which has the product's type.  Adds the block's parameters as states (low_rank set) and names
+ * its values.  -1 after reporting (in compilation->diagnostics). */
 NodeId expand_factorized(Compilation *compilation, Function *function, const Factorize *factorize,
                          StateId weight, NodeId x);
 
@@ -355,13 +357,13 @@ bool expand_optimizer(Compilation *compilation, Function *function, int recipe_g
 /* Does the optimizer of this group run element by element (so over flat states)? */
 bool optimizer_is_elementwise(const Compilation *compilation, int recipe_group);
 
-/* For passes on IR text: from now on the compilation speaks of `module`, which it takes over, in the
- * place of its own.  Its recipe is held against it anew, and of its plan what is yet to be carried
- * out: `factorize`, and the other directives.  False after reporting. */
+/* For passes on IR text: from now on the compilation speaks of `module`, which it takes over,
+ * in the place of its own.  Its recipe is held against it anew, and of its plan what is yet to
+ * be carried out: `factorize`, and the other directives.  False after reporting. */
 bool compilation_adopt(Compilation *compilation, Module *module, bool factorizes, bool others);
 
-/* The plan in force and those that it extends, bases first: whose directives apply, in this order.
- * Their number. */
+/* The plan in force and those that it extends, bases first: whose directives apply, in this
+ * order.  Their number. */
 int64_t compilation_plans(const Compilation *compilation, const Item *const **plans);
 
 /* Does the selector match this path?  Indices are compile-time values, settled before. */

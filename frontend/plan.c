@@ -203,7 +203,8 @@ static void complain_weight(Expander *x, Span span, const State *weight, const c
     help(d, "select weights [I -> O] of which each has one use, a dot over I");
 }
 
-/* The weights that a line selects and no block can replace: each selector and reason is one mistake. */
+/* The weights that a line selects and no block can replace: each selector and reason is one
+ * mistake. */
 typedef struct Refused {
     const Selector *selector;
     const char *why;
@@ -503,8 +504,8 @@ static void check_recompute(Expander *x, const Directive *d) {
     array_free(&scopes);
 }
 
-/* Does a directive, other than the one that is asked about, recompute this instance or one around
- * it?  Of two that say the same of an instance, the later says it in vain. */
+/* Does a directive, other than the one that is asked about, recompute this instance or one
+ * around it?  Of two that say the same of an instance, the later says it in vain. */
 static const Directive *recomputed_by_another(Expander *x, int own, const char *path) {
     const Compilation *c = x->compilation;
     char *prefix = checked_alloc(strlen(path) + 1);
@@ -575,8 +576,8 @@ static void check_memory(Expander *x, const Directive *d) {
     x->compilation->memory_bytes = bytes;
 }
 
-/* Later lines win.  A plan that extends another does so on purpose; of lines of one plan, one of
- * which nothing is left is a slip.  `last`: by weight, the line that wins. */
+/* Later lines win.  A plan that extends another does so on purpose; of lines of one plan, one
+ * of which nothing is left is a slip.  `last`: by weight, the line that wins. */
 static void warn_of_needless_factorize(Expander *x, const Factorize *f,
                                        const Directive *const *last) {
     const Directive *winner = NULL;

@@ -81,8 +81,8 @@ struct Parser {
 
 /* The next token for the grammar. */
 int yylex(YYSTYPE *value, Span *place, Parser *parser);
-/* Begins to skip a broken statement.  True: the grammar must drop its lookahead, which belongs to
- * what is skipped, or begins the next statement and has been put back behind a newline. */
+/* Begins to skip a broken statement.  True: the grammar must drop its lookahead, which belongs
+ * to what is skipped, or begins the next statement and has been put back behind a newline. */
 bool parser_recover(Parser *parser);
 void parser_recovered(Parser *parser);
 /* Reports nesting beyond MAX_NESTING and ends the text. */

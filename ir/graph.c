@@ -6,8 +6,7 @@
 
 #include <math.h>
 
-/* ---- modules
- * ----------------------------------------------------------------------------------- */
+/* ---- modules ------------------------------------------------------------------------- */
 
 Module *module_new(void) {
     Module *module = checked_alloc(sizeof *module);
@@ -186,8 +185,7 @@ const char *group_kind_name(GroupKind kind) {
     return names[kind];
 }
 
-/* ---- types
- * --------------------------------------------------------------------------------------- */
+/* ---- types --------------------------------------------------------------------------- */
 
 static void sort_axes(AxisId *axes, int count) {
     for (int i = 1; i < count; i++) {
@@ -289,8 +287,7 @@ char *type_text(const Module *module, Type type, Arena *arena) {
     return result;
 }
 
-/* ---- the types of nodes
- * -------------------------------------------------------------------------- */
+/* ---- the types of nodes -------------------------------------------------------------- */
 
 /* What infer_type was asked, so that the rules below read shortly. */
 typedef struct Request {
@@ -667,8 +664,7 @@ const char *infer_type(const Function *function, Op op, DataType dtype, const At
     return NULL;
 }
 
-/* ---- the one constructor
- * --------------------------------------------------------------------------- */
+/* ---- the one constructor ------------------------------------------------------------- */
 
 Builder builder(Function *function) {
     return (Builder){.function = function, .adjoint_of = -1};
@@ -773,8 +769,8 @@ static void resize_table(InternTable *table, int64_t capacity) {
     free(old);
 }
 
-/* Where an equal node is, or where the node would go, until the next append; NULL for a copy, which is
- * never shared. */
+/* Where an equal node is, or where the node would go, until the next append; NULL for a copy,
+ * which is never shared. */
 static Slot *slot_of(Function *function, const Node *node, uint32_t *hash) {
     if (node->op == OP_COPY)
         return NULL;
@@ -895,8 +891,7 @@ const Node *node_at(const Function *function, NodeId id) {
     return &function->nodes.data[id];
 }
 
-/* ---- short forms
- * --------------------------------------------------------------------------------------- */
+/* ---- short forms --------------------------------------------------------------------- */
 
 static Type type_at(const Builder *b, NodeId id) {
     return node_at(b->function, id)->type;
@@ -1052,8 +1047,7 @@ NodeId build_scatter_add(Builder *b, NodeId index, NodeId value, AxisId to,
     return build(b, OP_SCATTER_ADD, TYPE_F32, attr, (NodeId[]){index, value}, 2);
 }
 
-/* ---- rebuilding
- * ---------------------------------------------------------------------------------------- */
+/* ---- rebuilding ---------------------------------------------------------------------- */
 
 Rebuild rebuild_begin(Module *module, const Function *old) {
     Rebuild r = {.old = old};
@@ -1278,8 +1272,7 @@ void module_drop_states(Module *module, const bool *marked, int64_t count) {
     free(moved);
 }
 
-/* ---- copying
- * ------------------------------------------------------------------------------------------- */
+/* ---- copying ------------------------------------------------------------------------- */
 
 #define COPY_ARRAY(to, from)                                                                   \
     do {                                                                                       \

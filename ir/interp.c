@@ -76,8 +76,7 @@ void interp_set_round(Interp *interp, bool round) {
     interp->round = round;
 }
 
-/* ---- walking over axes
- * --------------------------------------------------------------------------- */
+/* ---- walking over axes --------------------------------------------------------------- */
 
 /* A nest of loops, slowest first, with up to three offsets that move along. */
 enum { TRACKS = 3, MAX_LOOPS = 2 * MAX_AXES };
@@ -485,8 +484,7 @@ static void eval_leaf(Interp *interp, const Node *node, int64_t elements, double
     }
 }
 
-/* ---- ops that move axes
- * ------------------------------------------------------------------------------------ */
+/* ---- ops that move axes -------------------------------------------------------------- */
 
 static Type input_type(const Interp *interp, const Node *node, int position) {
     return interp->function->nodes.data[node->inputs[position]].type;
@@ -558,8 +556,7 @@ static void eval_stack(const Interp *interp, const Node *node, double *out) {
     }
 }
 
-/* ---- sums and products
- * ---------------------------------------------------------------------------------------- */
+/* ---- sums and products --------------------------------------------------------------- */
 
 static void eval_reduce(const Interp *interp, const Node *node, int64_t elements, double *out) {
     Type source = input_type(interp, node, 0);
@@ -645,8 +642,7 @@ static void eval_scatter_add(const Interp *interp, const Node *node, double *out
     } while (walk_next(&walk));
 }
 
-/* ---- running a function
- * ------------------------------------------------------------------------------------------ */
+/* ---- running a function -------------------------------------------------------------- */
 
 static void eval_node(Interp *interp, NodeId id) {
     const Node *node = &interp->function->nodes.data[id];

@@ -9,9 +9,10 @@
  *
  * A module is a set of states (weights, gradients, moments, tables, metrics) and of functions
  * (`init` fills tables, `micro` is one micro-batch and ends in `gradient += …`, `update` is one
- * optimizer step, `eval` is the loss alone).  A function is a pure graph of nodes plus writes to
- * states.  A tensor is a set of named axes: there is no transpose and no reshape; the order in
- * memory is an annotation that the layout pass makes.  Node ids are topological: inputs first.
+ * optimizer step, `eval` is the loss alone).  A function is a pure graph of nodes plus writes
+ * to states.  A tensor is a set of named axes: there is no transpose and no reshape; the order
+ * in memory is an annotation that the layout pass makes.  Node ids are topological: inputs
+ * first.
  */
 #ifndef COLAC_IR_H
 #define COLAC_IR_H
@@ -86,8 +87,8 @@ typedef struct Axis {
     Span declared;
 } Axis;
 
-/* dtype and the sorted set of axes.  f64 has no axes: such nodes are runtime scalars, computed on
- * the host before a function runs. */
+/* dtype and the sorted set of axes.  f64 has no axes: such nodes are runtime scalars, computed
+ * on the host before a function runs. */
 typedef struct Type {
     DataType dtype;
     int rank;
@@ -143,9 +144,10 @@ typedef struct Init {
     double scale; /* the constant; the standard deviation; uniform in [-scale, scale) */
 } Init;
 
-/* A value that outlives a function call.  A weight, its gradient, moments and copy have the same
- * axes, memory order and slab offset, each in the slab of its role (and number).  A *flat* state is
- * a window over a range of such a slab, with one axis: the optimizer runs over it in one pass. */
+/* A value that outlives a function call.  A weight, its gradient, moments and copy have the
+ * same axes, memory order and slab offset, each in the slab of its role (and number).  A *flat*
+ * state is a window over a range of such a slab, with one axis: the optimizer runs over it in
+ * one pass. */
 typedef struct State {
     const char *path; /* layer[3].attn.wq.A; of a gradient, moment or copy the weight's */
     Role role;
@@ -205,9 +207,9 @@ typedef struct Group {
     AxisId rows[MAX_AXES], inner[MAX_AXES]; /* loop order, slowest first */
 } Group;
 
-/* What a name of the text stands for: `name` in block instance `scope` is this value.  Inputs of a
- * block, bindings, and `out`, what it returns; a value may have several, or, in loops that rebind a
- * name, a name several values. */
+/* What a name of the text stands for: `name` in block instance `scope` is this value.  Inputs
+ * of a block, bindings, and `out`, what it returns; a value may have several, or, in loops that
+ * rebind a name, a name several values. */
 typedef struct NamedValue {
     ScopeId scope;
     const char *name;
@@ -245,14 +247,14 @@ void module_free(Module *module);
 /* Equal in everything, and changed apart from the original, whose texts it reads: to be freed
  * before it. */
 Module *module_copy(const Module *module);
-/* The axis of that name and size.  Where the name is taken with another size, NAME.SIZE is used.
- * size must be in [1, MAX_ELEMENTS]. */
+/* The axis of that name and size.  Where the name is taken with another size, NAME.SIZE is
+ * used.  size must be in [1, MAX_ELEMENTS]. */
 AxisId module_axis(Module *module, const char *name, int64_t size, Span declared);
 ScopeId module_scope(Module *module, ScopeId parent, const char *path, const char *block, Span call);
 StateId module_state(Module *module, State state); /* copies; path is interned */
 StateId module_find_state(const Module *module, const char *path, Role role, int number); /* -1 */
-/* Forgets the marked ones of the first `count` states, which nothing live reads or writes; the others
- * get new numbers. */
+/* Forgets the marked ones of the first `count` states, which nothing live reads or writes; the
+ * others get new numbers. */
 void module_drop_states(Module *module, const bool *marked, int64_t count);
 Function *module_function(Module *module, const char *name, int scalar_count,
                           const char *const *scalars); /* a new, empty one, appended */
@@ -285,8 +287,9 @@ typedef struct Builder {
 } Builder;
 Builder builder(Function *function);
 
-/* The type that a node of this kind has in `function`, in *result; NULL, or, where the op's rules
- * are broken, one sentence about it (in the module's arena).  `inputs` must be node ids. */
+/* The type that a node of this kind has in `function`, in *result; NULL, or, where the op's
+ * rules are broken, one sentence about it (in the module's arena).  `inputs` must be node
+ * ids. */
 const char *infer_type(const Function *function, Op op, DataType dtype, const Attr *attr,
                        const NodeId *inputs, int count, Type *result);
 
@@ -327,12 +330,12 @@ NodeId build_scatter_add(Builder *b, NodeId index, NodeId value, AxisId to, cons
 
 const Node *node_at(const Function *function, NodeId id);
 /* Appends a node as the text form gives it, without sharing: numbering, scope, ordinal and
- * annotations are kept; an ordinal of -1 asks for the next of its scope.  `node.type` must be what
- * infer_type says. */
+ * annotations are kept; an ordinal of -1 asks for the next of its scope.  `node.type` must be
+ * what infer_type says. */
 NodeId function_append(Function *function, Node node);
 
-/* Rebuilding: passes make a new function and swap it in.  `map` has a new id for each old one that
- * was copied (-1 otherwise). */
+/* Rebuilding: passes make a new function and swap it in.  `map` has a new id for each old one
+ * that was copied (-1 otherwise). */
 typedef struct Rebuild {
     const Function *old;
     Function *fresh;
@@ -343,10 +346,10 @@ Rebuild rebuild_begin(Module *module, const Function *old);
  * placement, adjoint_of and original kept (the latter two mapped; -1 where their node was not);
  * sets map[id] and returns it. */
 NodeId rebuild_copy(Rebuild *r, NodeId id);
-/* Maps the old function's names and writes (whose values must be mapped; writes already in the new
- * function come after them), drops nodes that reach no write, keeps groups and arena size where the pass
- * made none, and puts the new function in the old one's place in the module.  Returns the new
- * function; the old one and `map` are gone. */
+/* Maps the old function's names and writes (whose values must be mapped; writes already in the
+ * new function come after them), drops nodes that reach no write, keeps groups and arena size
+ * where the pass made none, and puts the new function in the old one's place in the module.
+ * Returns the new function; the old one and `map` are gone. */
 Function *rebuild_finish(Rebuild *r);
 
 /* ---- verify.c ------------------------------------------------------------------------------ */
@@ -360,11 +363,11 @@ typedef enum Stage {
 } Stage;
 Stage stage_by_name(const char *name); /* of the text form: graph layout fuse schedule memory */
 const char *stage_name(Stage stage);
-/* NULL when all invariants of the stage hold, else one sentence (in the module's arena) that names
- * function, node and invariant.  Among them: ids topological, types as the op's rules give, an
- * adjoint has exactly its primal's axes, attributes in range, writes of the right type, f64 has no
- * axes, no axis twice.  "Computed" below: no leaf, view or expand, and not on the host; a static
- * value may stay without order and group, made anew where it is read.
+/* NULL when all invariants of the stage hold, else one sentence (in the module's arena) that
+ * names function, node and invariant.  Among them: ids topological, types as the op's rules
+ * give, an adjoint has exactly its primal's axes, attributes in range, writes of the right
+ * type, f64 has no axes, no axis twice.  "Computed" below: no leaf, view or expand, and not on
+ * the host; a static value may stay without order and group, made anew where it is read.
  *   graph     no memory orders of nodes, no groups
  *   layout    every state and every computed node has an order
  *   fuse      every computed node has a group, except maps that are computed again by each group
@@ -391,9 +394,9 @@ const char *ir_verify(const Module *module, Stage stage);
  * The grammar opens text.c.  Spans are not printed. */
 void ir_print(const Module *module, Stage stage, Text *out);
 /* Parses text printed by ir_print or written by hand.  What it returns passes ir_verify at the
- * stage that the text names.  Nodes keep their numbers; their spans point into the source, which
- * must live as long.  On failure reports in `diagnostics` and returns NULL.  Never crashes on any
- * bytes. */
+ * stage that the text names.  Nodes keep their numbers; their spans point into the source,
+ * which must live as long.  On failure reports in `diagnostics` and returns NULL.  Never
+ * crashes on any bytes. */
 Module *ir_parse(const Source *source, Diagnostics *diagnostics, Stage *stage);
 /* Graphviz form of one function. */
 void ir_print_dot(const Module *module, const Function *function, Text *out);
@@ -401,11 +404,12 @@ void ir_print_dot(const Module *module, const Function *function, Text *out);
 /* ---- interp.c ------------------------------------------------------------------------------ */
 /* Values in double; integers and bools are doubles too.  bf16 and f32 casts round only when
  * `round` is set (then every f32 result is rounded to f32: a reference of the program's bits in
- * maps, not in sums).  Elements are in the type's axis order, slowest first (ascending axis ids). */
+ * maps, not in sums).  Elements are in the type's axis order, slowest first (ascending axis
+ * ids). */
 typedef struct Interp Interp;
-/* state_data[id]: the state's elements as doubles in its type's order (flat states included: NULL,
- * they are assembled from and written back to the slab's members in offset order).  input_data[i]:
- * as ints in the input's declared axis order. */
+/* state_data[id]: the state's elements as doubles in its type's order (flat states included:
+ * NULL, they are assembled from and written back to the slab's members in offset order).
+ * input_data[i]:  as ints in the input's declared axis order. */
 Interp *interp_new(const Module *module);
 /* Bytes that states and, at most, the values of one run will occupy. */
 double interp_bytes(const Module *module);
@@ -419,19 +423,19 @@ void interp_run(Interp *interp, const Function *function, const double *scalars,
 const double *interp_value(const Interp *interp, NodeId node);
 /* The host's runtime scalars: evaluates one f64 node (of constants and scalars only). */
 double interp_scalar(const Function *function, NodeId node, const double *scalars);
-/* Its parts, for who runs often: the nodes that `wanted` need, inputs first, in memory to be freed;
- * and the value of one of them, from those of its inputs, by node. */
+/* Its parts, for who runs often: the nodes that `wanted` need, inputs first, in memory to be
+ * freed; and the value of one of them, from those of its inputs, by node. */
 int64_t interp_scalar_steps(const Function *function, const NodeId *wanted, int64_t count,
                             NodeId **steps);
 double interp_scalar_step(const Function *function, NodeId node, const double *scalars,
                           const double *values);
-/* The value of OP_RANDOM at one element, in [0,1).  Philox-4x32-10, first word, its upper 24 bits
- * times 2^-24.  Key: the halves (low first) of splitmix64's finalizer of seed * 0x9E3779B97F4A7C15 +
- * site.  Counter: low words of index, step and sample, then 16 bits each of the high words of index
- * and sample.  The sample is `sample0` plus the position along the axis of OP_RANDOM's `to` that is
- * some input's sample axis, and the index runs over the other axes in type order; without such an
- * axis the sample is 0.  seed, step and sample0 are the function's scalars of those names, or 0.
- * Kernels compute the same function. */
+/* The value of OP_RANDOM at one element, in [0,1).  Philox-4x32-10, first word, its upper 24
+ * bits times 2^-24.  Key: the halves (low first) of splitmix64's finalizer of seed *
+ * 0x9E3779B97F4A7C15 + site.  Counter: low words of index, step and sample, then 16 bits each
+ * of the high words of index and sample.  The sample is `sample0` plus the position along the
+ * axis of OP_RANDOM's `to` that is some input's sample axis, and the index runs over the other
+ * axes in type order; without such an axis the sample is 0.  seed, step and sample0 are the
+ * function's scalars of those names, or 0.  Kernels compute the same function. */
 double random_uniform(uint64_t seed, uint64_t step, uint64_t site, uint64_t sample, uint64_t index);
 
 #endif

@@ -58,8 +58,7 @@ bool dtype_is_float(DataType dtype) {
     return dtype >= TYPE_BF16;
 }
 
-/* ---- the manual's table
- * ------------------------------------------------------------------------ */
+/* ---- the manual's table -------------------------------------------------------------- */
 
 /* A cell of a Markdown table: a bar would end it. */
 static void print_cell(Text *out, const char *text) {

@@ -23,8 +23,7 @@
 #include <ctype.h>
 #include <math.h>
 
-/* ---- printing
- * ------------------------------------------------------------------------------------ */
+/* ---- printing ------------------------------------------------------------------------ */
 
 static bool is_name_char(char c) {
     return isalnum((unsigned char)c) || c == '_' || c == '.';
@@ -269,8 +268,7 @@ void ir_print(const Module *module, Stage stage, Text *out) {
         print_function(out, module->functions.data[i]);
 }
 
-/* ---- Graphviz
- * ------------------------------------------------------------------------------------------ */
+/* ---- Graphviz ------------------------------------------------------------------------ */
 
 static void print_dot_node(Text *out, const Function *function, NodeId id) {
     const Node *node = node_at(function, id);
@@ -326,8 +324,7 @@ void ir_print_dot(const Module *module, const Function *function, Text *out) {
     text_puts(out, "}\n");
 }
 
-/* ---- reading words
- * ---------------------------------------------------------------------------------------- */
+/* ---- reading words ------------------------------------------------------------------- */
 
 /* After the first error `at` stands at the end of the text, so that every loop comes to its
  * end; what the functions below return then means nothing. */
@@ -530,8 +527,7 @@ static double parse_number(Parser *p) {
     return number;
 }
 
-/* ---- reading axes, types and names of enumerators
- * ------------------------------------------------------------- */
+/* ---- reading axes, types and names of enumerators ------------------------------------ */
 
 static const char *axis_name_at(const void *table, int i) {
     const Module *module = table;
@@ -646,8 +642,7 @@ static DataType parse_type(Parser *p, AxisId axes[MAX_AXES], int *rank) {
     return dtype;
 }
 
-/* ---- reading lines of the module
- * -------------------------------------------------------------------------------- */
+/* ---- reading lines of the module ----------------------------------------------------- */
 
 static void parse_axis_line(Parser *p) {
     skip_blanks(p);

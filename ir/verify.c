@@ -32,8 +32,7 @@ Stage stage_by_name(const char *name) {
             return arena_printf((module)->arena, __VA_ARGS__);                                 \
     } while (0)
 
-/* ---- the module
- * ---------------------------------------------------------------------------------- */
+/* ---- the module ---------------------------------------------------------------------- */
 
 /* Every axis known and none twice. */
 static bool valid_axes(const Module *module, const AxisId *axes, int count) {
@@ -138,8 +137,7 @@ static const char *verify_states(const Module *module, Stage stage) {
     return NULL;
 }
 
-/* ---- nodes
- * ----------------------------------------------------------------------------------------- */
+/* ---- nodes --------------------------------------------------------------------------- */
 
 /* Something runs to make its elements: no leaf, no view, no expand, and not the host. */
 static bool is_computed(const Node *node) {
@@ -266,8 +264,7 @@ static const char *verify_memory(const Function *function, NodeId id, Stage stag
     return NULL;
 }
 
-/* ---- writes and groups
- * ----------------------------------------------------------------------------------- */
+/* ---- writes and groups --------------------------------------------------------------- */
 
 /* Is there a group that can store the value, or what it is a rename, split or merge of? */
 static bool is_stored_by_group(const Function *function, const Node *value) {

@@ -2,10 +2,10 @@
  *
  * While a group runs, a value is live in every order when the group that computes it must run
  * before and some group that reads it must run after, or is the group at hand.  The largest sum
- * of such values over all groups is a lower bound of every arena, whatever the schedule.  In the
- * order at hand no group can have more of them than there are live bytes while it runs: so groups
- * are looked at from the largest of those sums downwards, until that is no more than the bound
- * which is found; mostly the first one says it all. */
+ * of such values over all groups is a lower bound of every arena, whatever the schedule.  In
+ * the order at hand no group can have more of them than there are live bytes while it runs: so
+ * groups are looked at from the largest of those sums downwards, until that is no more than the
+ * bound which is found; mostly the first one says it all. */
 #include "passes/passes.h"
 
 /* Nodes and groups visited before it ends; groups left out can only make the bound less. */
@@ -36,7 +36,8 @@ static void find_neighbours(Bounds *b, int32_t group) {
             b->below[g] |= graph->before[i] == group || b->below[graph->before[i]];
 }
 
-/* Bytes of the value, once a look, where the group at hand stands behind the one that makes it. */
+/* Bytes of the value, once a look, where the group at hand stands behind the one that makes
+ * it. */
 static int64_t count_value(Bounds *b, NodeId value) {
     const Placement *placement = &node_at(b->function, value)->placement;
     if (!placement->stored || !b->above[placement->group] || b->counted[value] == b->looks)

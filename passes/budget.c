@@ -9,10 +9,10 @@
  * Each pattern of block instances has points (candidates.c).  A *rung* gives every instance a
  * point; the *ladder* is the rungs by added FLOPs.  Where all assignments are few (of all sets,
  * or else of the points on and near the convex hull), all of them are rungs; else instances go
- * from a point to the next one after the other, the first layer first (what it computes again is
- * alive when the kept values of later layers are gone), the step of all patterns that costs least
- * FLOPs a byte first.  A rung's peak is had by planning: a copy of the module goes through every
- * pass that follows, and is measured.
+ * from a point to the next one after the other, the first layer first (what it computes again
+ * is alive when the kept values of later layers are gone), the step of all patterns that costs
+ * least FLOPs a byte first.  A rung's peak is had by planning: a copy of the module goes
+ * through every pass that follows, and is measured.
  *
  * What holds, whatever the planned peaks of the rungs are:
  *   - the ladder, and the order in which rungs are tried, do not depend on N;

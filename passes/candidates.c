@@ -9,9 +9,9 @@
  *         n (r + 2 d r) FLOPs; {low} alone would cost as much as {} does for pre
  *
  * A value is had by the backward part either because it is kept, which takes its bytes, or
- * because it is computed again, which takes its FLOPs and what it is computed from.  For a price
- * of a byte in FLOPs the cheapest set is a least cut; the prices at which the set changes are
- * found by cutting where two known sets cost the same. */
+ * because it is computed again, which takes its FLOPs and what it is computed from.  For a
+ * price of a byte in FLOPs the cheapest set is a least cut; the prices at which the set changes
+ * are found by cutting where two known sets cost the same. */
 #include "passes/passes.h"
 
 enum { MAX_CORNERS = 24 };    /* of the hull of a pattern */
@@ -473,7 +473,8 @@ static void price_pattern(Survey *s, BlockPattern *pattern, const Cone *cone, bo
     closure_free(&p.network);
 }
 
-/* The number of assignments of points to instances of the first patterns; -1 above the limit. */
+/* The number of assignments of points to instances of the first patterns; -1 above the
+ * limit. */
 static int64_t count_assignments(const BlockPatterns *patterns, int64_t count, int64_t limit) {
     int64_t product = 1;
     for (int64_t i = 0; i < count; i++)

@@ -2,14 +2,15 @@
  *
  * needs   a graph with a function `micro`
  * gives   for every node, whether it lies in a cluster (passes.h says what that is)
- * example s = dot(q, k; K) : [B,J,G,S,T], p = softmax(s; T), dot(p, v; T): the pair (S, T) comes
+ * example s = dot(q, k; K) : [B,J,G,S,T], p = softmax(s; T), dot(p, v; T): the pair (S, T)
+ * comes
  *         from two activations and ends in a reduction and a dot with one: s, p and what is
  *         between them are an interior.  F in dot(h, down; F) ends in a weight: h is none.
  *
  * From every dot, for every pair of axes that it brings together, the set is flooded in both
- * directions; the first exit that is not allowed ends the flood.  What a flood reached that ended so
- * is remembered, and ends the next one that comes there: every value is visited about once a pair,
- * however many dots lead to it. */
+ * directions; the first exit that is not allowed ends the flood.  What a flood reached that
+ * ended so is remembered, and ends the next one that comes there: every value is visited about
+ * once a pair, however many dots lead to it. */
 #include "passes/passes.h"
 
 typedef struct Pair {

@@ -14,8 +14,8 @@
  *   that are forward values themselves, of which a plan may say other things than of gradients;
  *   of an optimizer of whole weights (Muon): its products are the update's, where no plan rounds or
  *     recomputes them.
- * So the weights are the same bit for bit: the gradient of a slab starts as 0, and 0 + g is g (of a
- * negative zero 0, which the optimizers of the library cannot tell). */
+ * So the weights are the same bit for bit: the gradient of a slab starts as 0, and 0 + g is g
+ * (of a negative zero 0, which the optimizers of the library cannot tell). */
 #include "passes/passes.h"
 
 typedef struct Consume {

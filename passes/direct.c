@@ -1,10 +1,10 @@
 /* passes/direct.c: which writes go straight into their states (the fuse pass's last step).
  *
  * A kernel that computes a state's new value may store it over the old one, if all who read the
- * old one run before.  That is one more edge for each of them, from reader to writer; direct are
- * as many writes as leave the groups an order.  Nearly always that is all of them, so that is
- * tried first; else each is tried beside those before it.  A write that is not direct costs a
- * place in the arena and a copy when all groups have run. */
+ * old one run before.  That is one more edge for each of them, from reader to writer; direct
+ * are as many writes as leave the groups an order.  Nearly always that is all of them, so that
+ * is tried first; else each is tried beside those before it.  A write that is not direct costs
+ * a place in the arena and a copy when all groups have run. */
 #include "passes/passes.h"
 
 enum { MAX_WORK = 100000000 }; /* steps of the search; what is left then costs copies */
@@ -80,8 +80,8 @@ static void find_reads_among(DirectWrites *d, StateId written, int64_t read) {
         array_push(&d->found, read);
 }
 
-/* The reads of memory that a write overwrites, in d->found: of the state itself and of windows over
- * it; where it is a window, of what it is over. */
+/* The reads of memory that a write overwrites, in d->found: of the state itself and of windows
+ * over it; where it is a window, of what it is over. */
 static void find_reads(DirectWrites *d, StateId written) {
     d->found.count = 0;
     if (d->function->module->states.data[written].flat) {
@@ -196,8 +196,8 @@ static int32_t writing_group(const Function *function, const Write *write) {
     return node_at(function, write_source(function, write->value))->placement.group;
 }
 
-/* All at once: sets `direct` of every write that its own group allows, and says whether the groups
- * still have an order. */
+/* All at once: sets `direct` of every write that its own group allows, and says whether the
+ * groups still have an order. */
 static bool all_are_direct(DirectWrites *d, Function *function, Arena *arena) {
     for (int64_t i = 0; i < function->writes.count; i++) {
         Write *write = &function->writes.data[i];

@@ -59,8 +59,8 @@ static NodeId other_operand(const Replacement *replacement, const Node *product)
     return product->inputs[product->inputs[0] == replacement->read];
 }
 
-/* Two factorized weights cannot be each other's x.  Passes that ran before, on IR text, may have
- * taken away the one use that was there. */
+/* Two factorized weights cannot be each other's x.  Passes that ran before, on IR text, may
+ * have taken away the one use that was there. */
 static bool check_operands(const Factorization *f, StateId weight) {
     const Replacement *replacement = &f->replacements[weight];
     if (replacement->uses != 1 || node_at(f->micro, replacement->product)->op != OP_DOT) {
@@ -223,8 +223,9 @@ static double made_elements(const Factorization *f, StateId weight) {
     return made;
 }
 
-/* Where the block is two matrices, in x r and r x out: r, and the r at which they are as large as
- * the weight, in * out / (in + out).  So are their FLOPs, which are two a parameter and token. */
+/* Where the block is two matrices, in x r and r x out: r, and the r at which they are as large
+ * as the weight, in * out / (in + out).  So are their FLOPs, which are two a parameter and
+ * token. */
 static bool find_rank(const Factorization *f, StateId weight, int64_t *rank, double *even) {
     const State *w = &f->module->states.data[weight];
     const Replacement *replacement = &f->replacements[weight];

@@ -357,8 +357,8 @@ static bool reads_state(const Fuse *f, const Draft *draft, StateId state) {
     return false;
 }
 
-/* Does a draft overwrite a state that it or the other reads?  Only a flat kernel may, element by
- * element; in another the new value would take a copy. */
+/* Does a draft overwrite a state that it or the other reads?  Only a flat kernel may, element
+ * by element; in another the new value would take a copy. */
 static bool overwrites_operand(const Fuse *f, const Draft *writer, const Draft *other) {
     for (NodeId id = writer->overwrites ? writer->first : -1; id >= 0; id = f->next_member[id])
         if (f->overwrites[id] >= 0 && (reads_state(f, writer, f->overwrites[id]) ||

@@ -1,7 +1,7 @@
 /* passes/gaps.c: memory of a placed arena that nothing lives in while a group runs.
  *
- * Values that live are kept ascending by offset while the groups go by.  A value that took the place
- * of an operand lives where that did, so two of them may overlap. */
+ * Values that live are kept ascending by offset while the groups go by.  A value that took the
+ * place of an operand lives where that did, so two of them may overlap. */
 #include "passes/passes.h"
 
 struct ArenaGaps {

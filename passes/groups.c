@@ -363,7 +363,8 @@ bool group_reads_in_place(const Function *function, const GroupGraph *graph, int
            reads_at_loops(function, graph, group, root);
 }
 
-/* The same of a stored value, by one walk for all that the group reads: it may read thousands. */
+/* The same of a stored value, by one walk for all that the group reads: it may read
+ * thousands. */
 static bool stored_is_read_at_loops(const Function *function, const GroupGraph *graph,
                                     int32_t group, NodeId value) {
     if (!graph->walked[group])

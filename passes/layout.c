@@ -618,8 +618,8 @@ static NodeId copy_operands(Layout *l, NodeId id, NodeId dot, Product *product, 
     return dot;
 }
 
-/* A result in bf16 that is a sum of several products is summed in f32 and rounded after: a library
- * that runs them one by one would round each. */
+/* A result in bf16 that is a sum of several products is summed in f32 and rounded after: a
+ * library that runs them one by one would round each. */
 static NodeId round_after(Layout *l, NodeId dot, const Product *product) {
     Function *fresh = l->rebuild.fresh;
     const Node *node = node_at(fresh, dot);

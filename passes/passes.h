@@ -1,4 +1,5 @@
-/* passes/passes.h: from the expanded module to a placed and scheduled one.  Index of the folder.
+/* passes/passes.h: from the expanded module to a placed and scheduled one.  Index of the
+ * folder.
  *
  *   pipeline.c   the list of passes, with a reason after each; runs, verifies, dumps, times
  *   factorize.c  a weight with one use, in a dot -> the plan's block in its place
@@ -28,8 +29,8 @@
  *   gaps.c       what is free of that arena while a group runs
  *   counts.c     dots, kernels, FLOPs of a finished module
  *
- * A pass is one file and one function, opens with what it needs, gives and reads from the plan and
- * one example, and rewrites the module in place.
+ * A pass is one file and one function, opens with what it needs, gives and reads from the plan
+ * and one example, and rewrites the module in place.
  */
 #ifndef COLAC_PASSES_H
 #define COLAC_PASSES_H
@@ -67,9 +68,9 @@ typedef struct PassReport { /* one a pass that ran */
     double seconds;
     int64_t nodes;
 } PassReport;
-/* Runs the list up to and including `last` (NULL: all).  Verifies after every pass in debug builds
- * and when COLAC_VERIFY is set; a violation prints the module to a file and is an internal error
- * that names the pass.  Appends to reports when not NULL. */
+/* Runs the list up to and including `last` (NULL: all).  Verifies after every pass in debug
+ * builds and when COLAC_VERIFY is set; a violation prints the module to a file and is an
+ * internal error that names the pass.  Appends to reports when not NULL. */
 typedef struct PassReports {
     PassReport *data;
     int64_t count, capacity;
@@ -97,30 +98,31 @@ bool pass_memory(PassContext *context);
 
 /* ---- autodiff.c ----------------------------------------------------------------------------
  * Adds to `micro` the adjoints of every weight with seed 1 on E (the value of the write
- * `loss_sum +=`), as writes `gradient W += contribution`, one a contribution, in topological order
- * of the contributions; adds a gradient state for every weight.  The gradient is of ΣE: `update`
- * divides by ΣW.  Adjoints have scope and ordinal of their primal, and name NULL. */
+ * `loss_sum +=`), as writes `gradient W += contribution`, one a contribution, in topological
+ * order of the contributions; adds a gradient state for every weight.  The gradient is of ΣE:
+ * `update` divides by ΣW.  Adjoints have scope and ordinal of their primal, and name NULL. */
 
 /* ---- tables.c ------------------------------------------------------------------------------
- * init(): values of `micro` that depend on constants and indices alone and hold a transcendental op
- * over some axis become tables (role table, f32; evaluated once in double by the interpreter,
- * rounded once), and `micro` reads the state instead.  Absent when there is none.  A value larger
- * than the transcendental op in it (an expand of a cosine) is computed from the table. */
+ * init(): values of `micro` that depend on constants and indices alone and hold a
+ * transcendental op over some axis become tables (role table, f32; evaluated once in double by
+ * the interpreter, rounded once), and `micro` reads the state instead.  Absent when there is
+ * none.  A value larger than the transcendental op in it (an expand of a cosine) is computed
+ * from the table. */
 
 /* ---- consume.c -----------------------------------------------------------------------------
- * Where a recipe that is named has no clip, and one micro-batch makes an update, gradients of one
- * contribution have no state if their optimizer is element-wise.  `micro` then ends in `weight = …`
- * and the moments of each such weight, has the runtime scalars that optimizers read, and writes
- * GRADIENT_SQUARES, their Σ g² before any scale.  A weight's values are the same bit for bit;
- * `grad_norm` is summed in another order. */
+ * Where a recipe that is named has no clip, and one micro-batch makes an update, gradients of
+ * one contribution have no state if their optimizer is element-wise.  `micro` then ends in
+ * `weight = …` and the moments of each such weight, has the runtime scalars that optimizers
+ * read, and writes GRADIENT_SQUARES, their Σ g² before any scale.  A weight's values are the
+ * same bit for bit; `grad_norm` is summed in another order. */
 #define GRADIENT_SQUARES "grad_squares"
 bool gradients_may_be_consumed(const PassContext *context); /* says the recipe */
 
 /* ---- update.c ------------------------------------------------------------------------------
  * Every state gets its offset in the slab of its role: weights by optimizer group, then as
  * declared, at multiples of 16 elements; a gradient and the moments have their weight's offset.
- * update(step, lr, lr_1, …, micro_batches): step counts from 1; lr_g is the rate of optimizer group
- * g (`lr`: of group 0).
+ * update(step, lr, lr_1, …, micro_batches): step counts from 1; lr_g is the rate of optimizer
+ * group g (`lr`: of group 0).
  *   scale = 1 / weight_sum; norm = sqrt(Σ over groups of Σ g²) * scale (metric `grad_norm`);
  *   clip: factor = min(1, c / (norm + 1e-6)); g' = g * (scale * factor); optimizer; gradient = 0.
  *   A group whose optimizer is element-wise and whose gradients all have their place is one flat window `slabG` over axis slabG, of weights,
@@ -133,14 +135,14 @@ bool gradients_may_be_consumed(const PassContext *context); /* says the recipe *
 StateId module_metric(Module *module, const char *path); /* a new one, f32 without axes */
 /* The runtime scalar that is the rate of an optimizer group: lr, lr_1, … */
 const char *recipe_rate_name(Arena *arena, int group);
-/* The sum of a value's squares, over `first` axes and then over the rest: one long f32 sum would
- * lose the small terms. */
+/* The sum of a value's squares, over `first` axes and then over the rest: one long f32 sum
+ * would lose the small terms. */
 NodeId build_squares_sum(Builder *b, NodeId value, const AxisId *first, int count);
 
 /* ---- clusters.c ----------------------------------------------------------------------------
  * A cluster is a maximal connected set of values of `micro`'s forward part that depend on the
- * samples and carry a pair of axes (a, b), where the pair is made by dots and leaves through dots
- * and reductions only, and
+ * samples and carry a pair of axes (a, b), where the pair is made by dots and leaves through
+ * dots and reductions only, and
  *   - no value of it goes into a dot with a weight that sums a or b: what a weight takes in is a
  *     layer's value, which users name and keep; and
  *   - it is made by a dot of two values that both depend on the samples (scores: T with S), or it
@@ -151,17 +153,17 @@ bool *cluster_interiors(const Function *function, Arena *arena);
 bool *sampled_part(const Function *function, Arena *arena);
 
 /* ---- precision.c ---------------------------------------------------------------------------
- * With bf16: the operands of dots are bf16, sums are f32, results bf16 where they are no gradient
- * of a weight and no interior; reductions are f32; weights, moments and gradients are f32, and each
- * weight that a dot or gather reads has a bf16 copy (role copy, its weight's layout and offset),
- * which is written in the pass that writes the weight. */
+ * With bf16: the operands of dots are bf16, sums are f32, results bf16 where they are no
+ * gradient of a weight and no interior; reductions are f32; weights, moments and gradients are
+ * f32, and each weight that a dot or gather reads has a bf16 copy (role copy, its weight's
+ * layout and offset), which is written in the pass that writes the weight. */
 
 /* ---- recompute.c ---------------------------------------------------------------------------
- * A forward value of `micro` is *kept* when the backward part reads it as it is; else it reads a
- * clone (clone 1, `original` set), made of kept values, states, inputs and constants, of which there
- * is one, placed before its first use.  Values belong to the block instance that made them; what an
- * instance returns (`out`) belongs to its caller.  Nothing outside a recomputed instance is cloned.
- * A clone has its original's layout, and so its bits. */
+ * A forward value of `micro` is *kept* when the backward part reads it as it is; else it reads
+ * a clone (clone 1, `original` set), made of kept values, states, inputs and constants, of
+ * which there is one, placed before its first use.  Values belong to the block instance that
+ * made them; what an instance returns (`out`) belongs to its caller.  Nothing outside a
+ * recomputed instance is cloned.  A clone has its original's layout, and so its bits. */
 typedef struct KeepChoice {
     int64_t count; /* nodes of `micro` */
     bool *kept;    /* by node; of forward nodes alone is it asked */
@@ -170,17 +172,18 @@ typedef struct KeepChoice {
 KeepChoice recompute_choice(const PassContext *context, const Function *micro, Arena *arena);
 /* Makes the clones.  Views above a kept value are kept too, at no cost. */
 void recompute_rewrite(Module *module, const KeepChoice *choice);
-/* By node: does a metric need it?  What is not forward is the backward part.  From checked_alloc. */
+/* By node: does a metric need it?  What is not forward is the backward part.  From
+ * checked_alloc. */
 bool *forward_part(const Function *function);
 /* By node: the block instance that a value belongs to. */
 ScopeId *value_owners(const Function *function, Arena *arena);
-/* FLOPs a step of the published method: every product in a recomputed instance that is not kept by
- * name, used or not.  0 without recompute. */
+/* FLOPs a step of the published method: every product in a recomputed instance that is not kept
+ * by name, used or not.  0 without recompute. */
 double published_recompute_flops(const PassContext *context, const Function *micro);
 
 /* ---- candidates.c -------------------------------------------------------------------------- */
-/* A set of values that a block instance keeps of those that its backward part needs, directly or to
- * recompute others; flops: of the clones that are then made, a micro-batch. */
+/* A set of values that a block instance keeps of those that its backward part needs, directly
+ * or to recompute others; flops: of the clones that are then made, a micro-batch. */
 typedef struct KeepPoint {
     double flops;
     int64_t bytes;
@@ -202,16 +205,16 @@ typedef struct BlockPatterns {
     int64_t assignments; /* of points to instances; -1: too many */
 } BlockPatterns;
 /* Of the outermost block instances of `micro`; an instance around a loop's instances is passed
- * through to those, as the model is.  Values that a recompute directive speaks of stay as `fixed`
- * says.  All subsets are points where these are at most max_assignments in all; else the convex hull
- * of (bytes, FLOPs) over all subsets, by cuts, and, where instances are few, some between its
- * corners. */
+ * through to those, as the model is.  Values that a recompute directive speaks of stay as
+ * `fixed` says.  All subsets are points where these are at most max_assignments in all; else
+ * the convex hull of (bytes, FLOPs) over all subsets, by cuts, and, where instances are few,
+ * some between its corners. */
 BlockPatterns find_block_patterns(const PassContext *context, const Function *micro,
                                   const KeepChoice *fixed, int64_t max_assignments, Arena *arena);
 
 /* ---- mincut.c ------------------------------------------------------------------------------
- * Which nodes to choose, so that costs less gains are least, when a chosen node requires others to
- * be chosen too.  Start from {0}. */
+ * Which nodes to choose, so that costs less gains are least, when a chosen node requires others
+ * to be chosen too.  Start from {0}. */
 #define CUT_ENDLESS (INT64_MAX / 4) /* a gain: the node is always chosen */
 typedef struct CutEdge {
     int32_t to, next;
@@ -229,8 +232,8 @@ void closure_solve(CutNetwork *network, bool *chosen); /* the smallest of the be
 void closure_free(CutNetwork *network);
 
 /* ---- values.c ------------------------------------------------------------------------------ */
-/* layer[3].attn.wq: the instance 3 of loop `layer`, and attn.wq within it.  A path with no index is
- * all `rest`, with loop "" and index -1. */
+/* layer[3].attn.wq: the instance 3 of loop `layer`, and attn.wq within it.  A path with no
+ * index is all `rest`, with loop "" and index -1. */
 typedef struct PathParts {
     const char *loop;
     int64_t index;
@@ -264,9 +267,9 @@ const char *value_row_path(const ValueRow *row, Arena *arena); /* layer[0..7].at
 
 /* ---- budget.c ------------------------------------------------------------------------------
  * `memory N`: the least added FLOPs that the search knows, whose really planned peak (context's
- * measure) is at most N bytes.  More memory never costs more.  Recompute directives beside it are
- * obeyed as they are: the solver decides for other values.  False after reporting the least planned
- * peak and the largest values that are live there. */
+ * measure) is at most N bytes.  More memory never costs more.  Recompute directives beside it
+ * are obeyed as they are: the solver decides for other values.  False after reporting the least
+ * planned peak and the largest values that are live there. */
 bool budget_choose(PassContext *context, KeepChoice *choice, Arena *arena);
 typedef struct BudgetReport {
     int64_t bound, peak, minimum;  /* bytes; minimum: the ladder's least peak, -1 where not planned */
@@ -292,8 +295,8 @@ typedef struct BudgetReport {
  *   stack         like its first part, the new axis where the merge above it wants it
  *   adjoints      like their primal
  *   written       like the state, through renames, splits and merges
- * A product needs a unit stride in each operand; where none is had by swapping operands, a `copy`
- * node is put in its way (counted in `check`).  After this pass also holds:
+ * A product needs a unit stride in each operand; where none is had by swapping operands, a
+ * `copy` node is put in its way (counted in `check`).  After this pass also holds:
  *   - the operands of a dot and the table of a gather are views of values that can be stored
  *     (maps, dots, reductions, gathers, scatters, stacks), states or inputs;
  *   - a dot with a bf16 result is one product: sums of several are f32, and a cast rounds them;
@@ -328,8 +331,8 @@ typedef struct View {
     AxisId axes[MAX_AXES]; /* of the viewed node; an axis absent here is broadcast */
     int64_t strides[MAX_AXES];
 } View;
-/* False when the value has no such form (it is computed inside a group, or is a merge whose parts
- * are not neighbours in memory). */
+/* False when the value has no such form (it is computed inside a group, or is a merge whose
+ * parts are not neighbours in memory). */
 bool view_of(const Function *function, NodeId node, View *view);
 /* One step of it: turns the view of a rename's, split's, merge's, pick's or expand's input into
  * that of the node.  False where there is none. */
@@ -338,7 +341,8 @@ bool node_is_view(const Node *node);       /* index arithmetic: the four views a
 bool node_can_be_stored(const Node *node); /* neither leaf nor view nor host scalar; copies are */
 int64_t view_stride(const View *view, AxisId axis); /* 0 where absent */
 /* The product shape of a dot from the views of its operands and the given view of its result.
- * False when an operand has no unit stride, in which case *blocking is 0, 1 or 2 (the result). */
+ * False when an operand has no unit stride, in which case *blocking is 0, 1 or 2 (the
+ * result). */
 bool product_of(const Function *function, NodeId dot, const View *a, const View *b,
                 const View *result, Product *product, int *blocking);
 /* The view of a node's own memory in its order. */
@@ -347,8 +351,8 @@ View own_view(const Function *function, NodeId node);
 View state_view(const Module *module, StateId state);
 
 /* ---- fuse.c --------------------------------------------------------------------------------
- * A group is what becomes one kernel.  Fusion decides nothing about values: results are equal bit
- * for bit with --no-fuse.  A node is one of
+ * A group is what becomes one kernel.  Fusion decides nothing about values: results are equal
+ * bit for bit with --no-fuse.  A node is one of
  *   leaf         const, scalar, input, state, index, random: read or made in place; group -1
  *   view         rename, split, merge, pick, and expand: index arithmetic; group -1
  *   host scalar  on_host: f64 ones are kernel arguments, others are computed from those in place;
@@ -357,9 +361,9 @@ View state_view(const Module *module, StateId state);
  *   recomputed   a map with group -1, never stored: every group that reads it computes it again
  * What a group does: it computes its *stores*, which are its members that are `stored` and the
  * sources (write_source) of its direct writes, once for every index.  All else is evaluated on
- * demand, at an index environment that gives each axis of a node as an affine expression of loop
- * indices; so a member that is neither a store nor a reduction needs no attention of its own.
- * Evaluating a node N for group g:
+ * demand, at an index environment that gives each axis of a node as an affine expression of
+ * loop indices; so a member that is neither a store nor a reduction needs no attention of its
+ * own.  Evaluating a node N for group g:
  *   - N is a view: substitute in the environment.  A merge occurs only above memory (view_of holds);
  *   - N has memory and N.group != g (or N is a state or an input): load through view_of;
  *   - N.group == g or N is recomputed: from its inputs;
@@ -367,9 +371,9 @@ View state_view(const Module *module, StateId state);
  *     of its index in the place of axis from[0];
  *   - a scatter_add that sums no axis (from_count 0) is a map: index(to) == index ? value : 0.
  * Memory is only loaded that another group wrote (views of a stack are never read in the group
- * that stores it).  In a loop body all loads come before the stores: a flat group may read, at the
- * very index it writes, a state it writes or a value whose memory it takes over; a row group may take
- * over memory too (may_take_place_of).
+ * that stores it).  In a loop body all loads come before the stores: a flat group may read, at
+ * the very index it writes, a state it writes or a value whose memory it takes over; a row
+ * group may take over memory too (may_take_place_of).
  * What each kind holds (axes as sets; rows and inner are in loop order, slowest first):
  *   flat     stores with axes `rows`; or stacks, whose *parts* have the axes `rows`: each part is
  *            stored at its position of the stack's memory.  No reductions.
@@ -383,13 +387,13 @@ View state_view(const Module *module, StateId state);
  *   product  one dot; reads and stores through views alone (see product_of).
  * Row or column is decided by the order of the reduction's input alone, never by what is fused:
  * row when the reduced axes are its fastest (or all of them, or of extent 1).
- * Maps are recomputed where that is cheaper than storing (casts, comparisons, masks: always); never
- * one with a reduction, dot, gather or scatter in its recomputed part.
- * A write is `direct` when the group of its source stores straight into the state's memory, adding
- * when `add` (a product: beta 1).  Its source may be stored too, when others read it (not of
- * products).  All `add` writes are direct; no group has two writes to one state.  A write that is
- * not direct has a stored source, and is a copy at the end of the program, in the order of writes.
- * RMSNorm forward, softmax, SwiGLU, cross-entropy, AdamW over a slab: one group each.
+ * Maps are recomputed where that is cheaper than storing (casts, comparisons, masks: always);
+ * never one with a reduction, dot, gather or scatter in its recomputed part.  A write is
+ * `direct` when the group of its source stores straight into the state's memory, adding when
+ * `add` (a product: beta 1).  Its source may be stored too, when others read it (not of
+ * products).  All `add` writes are direct; no group has two writes to one state.  A write that
+ * is not direct has a stored source, and is a copy at the end of the program, in the order of
+ * writes.  RMSNorm forward, softmax, SwiGLU, cross-entropy, AdamW over a slab: one group each.
  * With no_fuse every store is a group of its own, and every map is stored. */
 
 /* ---- groups.c ------------------------------------------------------------------------------ */
@@ -409,13 +413,14 @@ typedef struct GroupGraph {
 } GroupGraph;
 /* Uses placements and writes as fuse makes them.  Memory in `arena`. */
 GroupGraph group_graph(const Function *function, Arena *arena);
-/* Does a flat group read `root` (a stored value or state) only at the very place, in root's memory,
- * that it computes: element by element along its rows?  Then it may overwrite it. */
+/* Does a flat group read `root` (a stored value or state) only at the very place, in root's
+ * memory, that it computes: element by element along its rows?  Then it may overwrite it. */
 bool group_reads_in_place(const Function *function, const GroupGraph *graph, int group,
                           NodeId root);
 /* May `value` be computed into the place of `operand`, a stored value that nobody reads after
- * value's group?  So a flat group may do, and a row group in its last sweep, where both lie in memory
- * as its loops run, rows and then inner axes, and the operand is read at the loops' index alone. */
+ * value's group?  So a flat group may do, and a row group in its last sweep, where both lie in
+ * memory as its loops run, rows and then inner axes, and the operand is read at the loops'
+ * index alone. */
 bool may_take_place_of(const Function *function, const GroupGraph *graph, NodeId value,
                        NodeId operand);
 /* Do two states share memory: are they one, or one a window over the other? */
@@ -446,9 +451,9 @@ Lifetimes find_lifetimes(const Function *function, bool reuse, Arena *arena);
 int64_t slot_bytes(const Function *function, NodeId value);
 /* By group, and one more for the copies at the end: bytes of the slots in use. */
 int64_t *slot_timeline(const Lifetimes *lifetimes, Arena *arena);
-/* A stored value's life in a scheduled function: from the group that computes it to the last that
- * reads it (the number of groups: it is copied to a state when all have run); its bytes; where (-1:
- * not placed). */
+/* A stored value's life in a scheduled function: from the group that computes it to the last
+ * that reads it (the number of groups: it is copied to a state when all have run); its bytes;
+ * where (-1:  not placed). */
 typedef struct ValueLife {
     NodeId node;
     int32_t begin, end; /* groups */
@@ -457,8 +462,9 @@ typedef struct ValueLife {
 } ValueLife;
 /* All of a function, ascending by node; their number.  Memory in `arena`. */
 int64_t value_lives(const Function *function, Arena *arena, ValueLife **lives);
-/* Bytes that are live while group g runs, by group, and one more for the copies at the end.  Values
- * that take one place in turn are counted once; every value is as large as its aligned place. */
+/* Bytes that are live while group g runs, by group, and one more for the copies at the end.
+ * Values that take one place in turn are counted once; every value is as large as its aligned
+ * place. */
 int64_t *live_bytes(const Function *function, Arena *arena);
 
 /* ---- bounds.c ------------------------------------------------------------------------------ */
@@ -492,15 +498,16 @@ typedef struct MemoryTable { /* lower_bound: no arena can be smaller with this o
     int64_t lower_bound; /* the largest sum of live bytes at one step */
 } MemoryTable;
 MemoryTable memory_table(const Module *module);
-/* The placed function with the largest arena, of which memory_table speaks; NULL: none has one. */
+/* The placed function with the largest arena, of which memory_table speaks; NULL: none has
+ * one. */
 const Function *largest_function(const Module *module);
 
 /* ---- gaps.c -------------------------------------------------------------------------------- */
 typedef struct ArenaGaps ArenaGaps;
 /* Of a function that memory has placed.  In `arena`. */
 ArenaGaps *arena_gaps(const Function *function, Arena *arena);
-/* Where `bytes` are free while the group runs, a multiple of `alignment`: the first such place, which
- * may reach beyond function->arena_bytes.  Groups are asked for in ascending order. */
+/* Where `bytes` are free while the group runs, a multiple of `alignment`: the first such place,
+ * which may reach beyond function->arena_bytes.  Groups are asked for in ascending order. */
 int64_t arena_gap(ArenaGaps *gaps, int32_t group, int64_t bytes, int64_t alignment);
 
 /* ---- counts.c ------------------------------------------------------------------------------ */
@@ -511,12 +518,13 @@ typedef struct StructureCounts {
 StructureCounts structure_counts(const Module *module, const char *function);
 
 /* FLOPs a token of `micro` (of `eval` where there is no micro), design 9.  forward, backward,
- * recompute: products inside blocks with whole squares; head: products in the model's own scope,
- * forward and backward; executed: all ops of the function, each once. */
+ * recompute: products inside blocks with whole squares; head: products in the model's own
+ * scope, forward and backward; executed: all ops of the function, each once. */
 typedef struct FlopTable {
     double forward, backward, recompute, head, executed;
 } FlopTable;
-/* FLOPs of one node: a term of a sum or product is a unit of it, an element of anything else. */
+/* FLOPs of one node: a term of a sum or product is a unit of it, an element of anything
+ * else. */
 double node_flops(const Function *function, const Node *node);
 FlopTable flop_table(const Module *module, int64_t tokens);
 

@@ -129,8 +129,8 @@ static Sources sources_of(const Precision *p, const Sources *sources, NodeId id)
     return result;
 }
 
-/* Readers of a value: of a forward value those of the forward part, so that an evaluation rounds
- * what training rounds. */
+/* Readers of a value: of a forward value those of the forward part, so that an evaluation
+ * rounds what training rounds. */
 static int32_t *count_readers(const Precision *p) {
     int32_t *readers =
         arena_alloc_array(p->arena, (size_t)p->old->nodes.count, sizeof *readers);

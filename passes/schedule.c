@@ -9,12 +9,13 @@
  * order of the graph, the forward part before the backward part; but one that frees as much as
  * it allocates runs at once.  So the products that add to gradients, which allocate nothing,
  * stand right behind the value they wait for.  From the end, the same with time reversed: the
- * last place is taken by the last group of the graph, but by one that wants no more memory before
- * it than after it where there is one.  So a value stands right before what needs it, and a
- * recomputed one before its first use. */
+ * last place is taken by the last group of the graph, but by one that wants no more memory
+ * before it than after it where there is one.  So a value stands right before what needs it,
+ * and a recomputed one before its first use. */
 #include "passes/passes.h"
 
-/* Pairs of a result and an operand whose place it may take; orders are compared without more. */
+/* Pairs of a result and an operand whose place it may take; orders are compared without
+ * more. */
 enum { MAX_IN_PLACE = 1 << 22 };
 
 typedef struct Candidate {
@@ -217,7 +218,8 @@ static void begin_order(Schedule *s, bool from_end) {
     measure_growth(s);
 }
 
-/* The next group of a part: one that frees memory, or else the first; -1 where none is ready. */
+/* The next group of a part: one that frees memory, or else the first; -1 where none is
+ * ready. */
 static int32_t pick(Schedule *s, int part) {
     Heap *heaps[] = {&s->by_growth[part], &s->by_number[part]};
     for (int i = 0; i < COUNT_OF(heaps); i++)

@@ -1,8 +1,9 @@
 /* What values are called: by the names of the text, one row for all instances of a block.
  *
- * layer[0].attn.wq.low, layer[1].attn.wq.low, … are the row `attn.wq.low` of section layer[0..7].  A
- * value is named by what it is bound to in the instance that it belongs to, else as what an instance
- * returned (`attn.out`), else by its op and its line.  A view's name is that of its memory. */
+ * layer[0].attn.wq.low, layer[1].attn.wq.low, … are the row `attn.wq.low` of section
+ * layer[0..7].  A value is named by what it is bound to in the instance that it belongs to,
+ * else as what an instance returned (`attn.out`), else by its op and its line.  A view's name
+ * is that of its memory. */
 #include "passes/passes.h"
 
 /* ---- names ---------------------------------------------------------------------------- */

@@ -1,10 +1,10 @@
 /* runtime/cache.c: compiled kernels, kept by content.
  *
- * An entry is a file CACHE/KEY.SUFFIX, where the key is a hash of all that decides its bytes.  A
- * trailer after the entry's own bytes holds their count and hash, so that an entry which was cut
- * short or damaged is seen and made anew.  Entries are made in a folder of their own and get their
- * name by rename: two processes may make the same one, and the last to finish wins with the same
- * content.
+ * An entry is a file CACHE/KEY.SUFFIX, where the key is a hash of all that decides its bytes.
+ * A trailer after the entry's own bytes holds their count and hash, so that an entry which was
+ * cut short or damaged is seen and made anew.  Entries are made in a folder of their own and
+ * get their name by rename: two processes may make the same one, and the last to finish wins
+ * with the same content.
  */
 #include "runtime/runtime.h"
 

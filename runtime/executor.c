@@ -388,15 +388,6 @@ static char *state_memory(const Executor *executor, const State *state) {
     return executor->slabs[slab] + place * dtype_bytes(state->dtype);
 }
 
-/* To nearest, ties to even; a NaN stays one. */
-static uint16_t bf16_of(float value) {
-    uint32_t bits;
-    memcpy(&bits, &value, sizeof bits);
-    if (isnan(value))
-        return (uint16_t)(bits >> 16 | 0x40u);
-    return (uint16_t)((bits + 0x7FFFu + (bits >> 16 & 1u)) >> 16);
-}
-
 /* A state's memory where the host can reach it: itself, or the executor's mirror of it. */
 typedef struct StateMemory {
     float *values;
@@ -448,8 +439,8 @@ static void leave_mirror(const Executor *executor) {
 /* What is done with a state's values.  BLANK: they are 0 and will be changed. */
 typedef enum MemoryUse { MEMORY_READ, MEMORY_CHANGED, MEMORY_BLANK } MemoryUse;
 
-/* States are read and written in blocks, but copied from and to a device whole: once for all blocks
- * that follow each other. */
+/* States are read and written in blocks, but copied from and to a device whole: once for all
+ * blocks that follow each other. */
 static void load_mirror(const Executor *executor, const State *state, MemoryUse use) {
     struct Mirror *mirror = executor->mirror;
     Device *device = executor->device;
@@ -479,8 +470,8 @@ static StateMemory open_memory(const Executor *executor, const State *state, Mem
     return (StateMemory){executor->mirror->values, NULL};
 }
 
-/* Of the arrangement's elements from `first` on, those of one row, at most `left`: how many, and
- * where the first lies. */
+/* Of the arrangement's elements from `first` on, those of one row, at most `left`: how many,
+ * and where the first lies. */
 static int64_t run_of(const Arrangement *a, int64_t first, int64_t left, int64_t *offset) {
     int64_t column = first % a->row, count = a->row - column;
     *offset = row_offset(a, first / a->row) + column * last_stride(a);
@@ -924,7 +915,8 @@ static void *record_steps(Device *device, const BoundProgram *bound, bool timing
     return device->recorded(device);
 }
 
-/* All addresses and scalars' places are the same in every run, so that a recording never changes. */
+/* All addresses and scalars' places are the same in every run, so that a recording never
+ * changes. */
 static void run_recorded(const Executor *executor, BoundProgram *bound) {
     Device *device = executor->device;
     void **recording = executor->timing ? &bound->timed : &bound->recording;

@@ -1,8 +1,9 @@
-/* runtime/interrupts.c: an interrupt (SIGINT, SIGTERM) is a flag that is looked at between updates.
+/* runtime/interrupts.c: an interrupt (SIGINT, SIGTERM) is a flag that is looked at between
+ * updates.
  *
- * oneDNN's products for AVX2 use the stack pointer of their thread for memory of their own: a handler
- * that ran there would write over the heap.  So all threads but one, which does nothing else, hold
- * these signals back. */
+ * oneDNN's products for AVX2 use the stack pointer of their thread for memory of their own: a
+ * handler that ran there would write over the heap.  So all threads but one, which does nothing
+ * else, hold these signals back. */
 #include "runtime/runtime.h"
 
 #include <pthread.h>

@@ -1,9 +1,9 @@
 /* runtime/jit.c: generated C to functions that can be called, by the system's C compiler, with
  * a cache keyed by content.
  *
- * Every text becomes a shared object in the cache (cache.c).  Its key covers the text, the flags, the
- * compiler (its file, size and time: asking for --version would cost a warm start more than all
- * else), and the processor, since the flags say -march=native.
+ * Every text becomes a shared object in the cache (cache.c).  Its key covers the text, the
+ * flags, the compiler (its file, size and time: asking for --version would cost a warm start
+ * more than all else), and the processor, since the flags say -march=native.
  */
 #include "runtime/runtime.h"
 

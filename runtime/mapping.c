@@ -599,7 +599,8 @@ static bool list_tensors(Saving *saving, bool double_precision, Diagnostics *dia
     return good;
 }
 
-/* The part of a slot that lies in a block of its tensor, as a block of the slot; false: none. */
+/* The part of a slot that lies in a block of its tensor, as a block of the slot; false:
+ * none. */
 static bool slot_in_block(const Slot *slot, StateBlock block, StateBlock *part) {
     int64_t row = block.first_row - slot->first_row;
     int64_t column = block.first_column - slot->first_column;
@@ -612,7 +613,8 @@ static bool slot_in_block(const Slot *slot, StateBlock block, StateBlock *part) 
     return part->rows > 0 && part->columns > 0;
 }
 
-/* Gets a slot's part of a block; `values` are the block's, `part_values` room for the part's. */
+/* Gets a slot's part of a block; `values` are the block's, `part_values` room for the
+ * part's. */
 static void get_part(const Saving *saving, const Slot *slot, StateBlock block, double *values,
                      double *part_values) {
     StateBlock part;

@@ -1,10 +1,10 @@
 /* runtime/predict.c: what a training step will take on this machine, from the program alone.
  *
- * A program is a flat list of steps.  Most of a training step's time goes to products, and there
- * are few different ones: a sample of each is timed, through the same code and tiles that run it,
- * on operands that lie in memory as a step's do (each run takes the next ones).  Kernels
- * are not compiled: their time follows from the bytes that they move and the operations that
- * they do, at speeds that generic loops reach here.
+ * A program is a flat list of steps.  Most of a training step's time goes to products, and
+ * there are few different ones: a sample of each is timed, through the same code and tiles that
+ * run it, on operands that lie in memory as a step's do (each run takes the next ones).
+ * Kernels are not compiled: their time follows from the bytes that they move and the operations
+ * that they do, at speeds that generic loops reach here.
  */
 #include "runtime/runtime.h"
 
@@ -18,8 +18,8 @@ static int compare_seconds(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-/* The lower median: of two the lesser, because a first run finds nothing ready.  Not the least of
- * all: a step has no choice of its best moment. */
+/* The lower median: of two the lesser, because a first run finds nothing ready.  Not the least
+ * of all: a step has no choice of its best moment. */
 static double median_seconds(double *seconds, int count) {
     qsort(seconds, (size_t)count, sizeof *seconds, compare_seconds);
     return seconds[(count - 1) / 2];
@@ -292,9 +292,9 @@ static int compare_samples(const void *a, const void *b) {
     return (x < y) - (x > y);
 }
 
-/* Operands of the next run: behind those of the last, in a round that no core's own cache holds.
- * Most operands of a product in a step have been made shortly before it, in memory that has been
- * used shortly before that. */
+/* Operands of the next run: behind those of the last, in a round that no core's own cache
+ * holds.  Most operands of a product in a step have been made shortly before it, in memory that
+ * has been used shortly before that. */
 enum { SAMPLE_ROUND = 1 << 26 };
 typedef struct Cursor {
     char *memory;

@@ -109,16 +109,6 @@ typedef struct TileResult {
     int64_t rows, columns, row, column;
 } TileResult;
 
-/* To nearest, ties to even; a NaN stays one. */
-static uint16_t bf16_of(float number) {
-    union {
-        float number;
-        uint32_t bits;
-    } value = {.number = number};
-    uint32_t rounded = (value.bits + 0x7FFFu + (value.bits >> 16 & 1u)) >> 16;
-    return (uint16_t)(number == number ? rounded : (value.bits >> 16 | 0x40u));
-}
-
 /* ---- tiles ----------------------------------------------------------------------------
  * On one thread the library copies both operands of a tile to an order of its own before it
  * multiplies: A is copied once for `columns` uses of an element, B for `rows`; and copying is
@@ -173,8 +163,8 @@ static double cut_cost(const Product *p, double batches, int64_t rows, int64_t c
 }
 
 /* In bf16 the library's fastest implementation wants dense operands, so that A and C may be cut
- * in rows alone; 64 to 256 of them are equally good.  It is slow where the sums are long: there,
- * and for other operands, gemm takes its place. */
+ * in rows alone; 64 to 256 of them are equally good.  It is slow where the sums are long:
+ * there, and for other operands, gemm takes its place. */
 enum { BF16_ROWS = 128, BF16_DEEP = 8192, BF16_DEEP_ROWS = 1024, BF16_DEEP_COLUMNS = 256 };
 
 static bool is_dense(int64_t rows, int64_t columns, int64_t row, int64_t column) {
@@ -407,9 +397,9 @@ static void shape_free(TileShape *shape) {
 }
 
 /* ---- the plain product ----------------------------------------------------------------
- * Blocks of K are packed, PLAIN_LINES rows of A and columns of B at a time, A in panels of PLAIN_ROWS
- * rows and B in panels of PLAIN_COLUMNS columns; sums run in k order within a block, blocks are added
- * in order. */
+ * Blocks of K are packed, PLAIN_LINES rows of A and columns of B at a time, A in panels of
+ * PLAIN_ROWS rows and B in panels of PLAIN_COLUMNS columns; sums run in k order within a block,
+ * blocks are added in order. */
 enum { PLAIN_K = 256, PLAIN_LINES = 256, PLAIN_ROWS = 4, PLAIN_COLUMNS = 16 };
 
 static int64_t plain_scratch_bytes(int64_t rows, int64_t columns, int64_t k) {

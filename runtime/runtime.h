@@ -25,6 +25,16 @@
 
 #include <limits.h>
 
+/* To nearest, ties to even; a NaN stays one. */
+static inline uint16_t bf16_of(float number) {
+    union {
+        float number;
+        uint32_t bits;
+    } value = {.number = number};
+    uint32_t rounded = (value.bits + 0x7FFFu + (value.bits >> 16 & 1u)) >> 16;
+    return (uint16_t)(number == number ? rounded : (value.bits >> 16 | 0x40u));
+}
+
 /* ---- cache.c -------------------------------------------------------------------------------
  * In $COLAC_CACHE, else $XDG_CACHE_HOME/colac, else ~/.cache/colac, else nowhere. */
 typedef struct KernelCache {
@@ -40,8 +50,8 @@ void cache_key(const void *const *parts, const size_t *lengths, int count, char 
 bool cache_look_up(const KernelCache *cache, const char *key, const char *suffix, char *entry);
 /* A whole entry's own bytes, to be freed; NULL: it cannot be read. */
 char *cache_read(const char *entry, size_t *length);
-/* Makes the folder for making entries in; a warning where the cache cannot be written.  False after
- * reporting. */
+/* Makes the folder for making entries in; a warning where the cache cannot be written.  False
+ * after reporting. */
 bool cache_begin(KernelCache *cache);
 /* Writes a file of the folder.  False after reporting. */
 bool cache_write(const KernelCache *cache, const char *path, const char *bytes, size_t length);
@@ -60,8 +70,8 @@ typedef struct JitResult {
     bool cached;
 } JitResult;
 /* Compiles C texts (one translation unit each, in parallel) to shared objects and looks up
- * `names`.  NULL after reporting: no compiler (says which package to install), a full disk, or a
- * failed compilation (our bug: the source is kept). */
+ * `names`.  NULL after reporting: no compiler (says which package to install), a full disk, or
+ * a failed compilation (our bug: the source is kept). */
 JitResult *jit_compile(const Text *sources, int source_count, const char *const *names,
                        int name_count, Diagnostics *diagnostics);
 void jit_free(JitResult *result);
@@ -76,18 +86,19 @@ bool product_settle(Product *product);
 /* Does the processor multiply bf16 values?  COLAC_BF16=0 says no, COLAC_BF16=1 yes: then by the
  * plain loop. */
 bool products_have_bf16(void);
-/* Cuts the product into tiles from its extents alone, and prepares one-thread primitives for them;
- * a plain blocked loop where the library has no fast implementation.  Never NULL. */
+/* Cuts the product into tiles from its extents alone, and prepares one-thread primitives for
+ * them; a plain blocked loop where the library has no fast implementation.  Never NULL. */
 PreparedProduct *product_prepare(const Product *product);
-/* Runs on the calling team's default number of threads.  scratch: product_scratch_bytes() for each
- * thread, 64-byte aligned.  Same bits for every number of threads. */
+/* Runs on the calling team's default number of threads.  scratch: product_scratch_bytes() for
+ * each thread, 64-byte aligned.  Same bits for every number of threads. */
 void product_run(const PreparedProduct *prepared, const void *a, const void *b, void *c,
                  char *scratch);
 int64_t product_scratch_bytes(const PreparedProduct *prepared); /* of one thread */
 const char *product_implementation(const PreparedProduct *prepared); /* the library's own name */
 /* A part of the product that is quick to time, run by product_run: a few of its tiles for each
- * thread, their summed axis cut where it is long.  `share`: of the whole's time, as far as tiles
- * and sums tell.  NULL where even that part wants more than PRODUCT_SAMPLE_BYTES of operands. */
+ * thread, their summed axis cut where it is long.  `share`: of the whole's time, as far as
+ * tiles and sums tell.  NULL where even that part wants more than PRODUCT_SAMPLE_BYTES of
+ * operands. */
 enum { PRODUCT_SAMPLE_BYTES = 5 << 26 };
 PreparedProduct *product_prepare_sample(const Product *product, double *share);
 /* How far product_run reaches from a, b and c. */
@@ -95,21 +106,22 @@ void product_operand_bytes(const PreparedProduct *prepared, int64_t bytes[3]);
 void product_free(PreparedProduct *prepared);
 
 /* ---- device table -------------------------------------------------------------------------- */
-/* All that the executor asks of a device.  Buffers are addresses in the device's memory.  Calls are
- * carried out in order, but may return before; copy_out has its values when it returns.  A device
- * that cannot go on remembers why: from then on calls do nothing, and values that are read mean
- * nothing. */
+/* All that the executor asks of a device.  Buffers are addresses in the device's memory.  Calls
+ * are carried out in order, but may return before; copy_out has its values when it returns.  A
+ * device that cannot go on remembers why: from then on calls do nothing, and values that are
+ * read mean nothing. */
 enum { FETCH_PLACES = 2, FETCH_BYTES = 1 << 20 };
-/* What an executor takes for the scalar arguments of kernels on a device that is not the host, in bytes:
- * what the steps have, and at least 1 MiB, so that an outline without kernels (outline_programs) has the
- * same. */
+/* What an executor takes for the scalar arguments of kernels on a device that is not the host,
+ * in bytes:  what the steps have, and at least 1 MiB, so that an outline without kernels
+ * (outline_programs) has the same. */
 int64_t device_scalar_bytes(const ProgramSet *set);
 typedef struct Device Device;
 struct Device {
     const char *name, *title; /* title: what it is; NULL: no more than the name */
     bool on_host; /* its memory is read and written as any other */
     int64_t (*available_bytes)(Device *device); /* that can be had now */
-    /* A sentence about the first thing that went wrong; NULL: nothing has.  (NULL: nothing can.) */
+    /* A sentence about the first thing that went wrong; NULL: nothing has.  (NULL: nothing
+     * can.) */
     const char *(*failure)(Device *device);
     void *(*allocate)(Device *device, int64_t bytes);            /* zeroed; NULL: no memory */
     void (*release)(Device *device, void *buffer);
@@ -123,19 +135,19 @@ struct Device {
     void (*copy_out)(Device *device, void *to, const void *from, int64_t bytes);
     void (*zero)(Device *device, void *at, int64_t bytes);
     void (*synchronize)(Device *device);
-    /* A copy to the host that is not waited for, into one of FETCH_PLACES places of the device's;
-     * `fetched` waits for it.  (NULL: on the host.) */
+    /* A copy to the host that is not waited for, into one of FETCH_PLACES places of the
+     * device's; `fetched` waits for it.  (NULL: on the host.) */
     void (*fetch)(Device *device, int place, const void *from, int64_t bytes);
     void (*fetched)(Device *device, int place, void *to, int64_t bytes);
     /* Launches, products, copies within the device and zeroes between the two calls are not
-     * carried out but become a recording, which replay carries out, each time in the same memory.
-     * The recording is the device's.  (All three NULL: it cannot.) */
+     * carried out but become a recording, which replay carries out, each time in the same
+     * memory.  The recording is the device's.  (All three NULL: it cannot.) */
     void (*record)(Device *device);
     void *(*recorded)(Device *device);
     void (*replay)(Device *device, void *recording);
-    /* The device's own clock.  mark: the moment at which all before it is done, in a recording too;
-     * between: seconds from a mark to the one with the next number, when both have passed.  (Both
-     * NULL: by the host's clock, and synchronize.) */
+    /* The device's own clock.  mark: the moment at which all before it is done, in a recording
+     * too; between: seconds from a mark to the one with the next number, when both have passed.
+     * (Both NULL: by the host's clock, and synchronize.) */
     void (*mark)(Device *device, int64_t number);
     double (*between)(Device *device, int64_t number);
     int64_t (*scratch_bytes)(Device *device); /* held beside slabs and arena; NULL: nothing is */
@@ -162,10 +174,11 @@ typedef struct ExecutorOptions {
 Executor *executor_new(Device *device, const ProgramSet *set, const ExecutorOptions *options,
                        Diagnostics *diagnostics);
 void executor_free(Executor *executor);
-/* Initial values, counter-based on (seed, path, logical element in declared order); tables by the
- * interpreter. */
+/* Initial values, counter-based on (seed, path, logical element in declared order); tables by
+ * the interpreter. */
 void executor_initialize(Executor *executor, uint64_t seed);
-/* The same initial values of one weight, in declared order; the interpreter starts from them too. */
+/* The same initial values of one weight, in declared order; the interpreter starts from them
+ * too. */
 void initial_values(const Module *module, StateId weight, uint64_t seed, float *values);
 /* From now on every run checks for NaN, as with ExecutorOptions.check_nan. */
 void executor_check_nan(Executor *executor);
@@ -179,8 +192,8 @@ enum { BLOCK_ELEMENTS = 1 << 18 };
 /* The block after `block` (of zeros: the first) of a matrix that is taken row by row, at most
  * BLOCK_ELEMENTS at a time; false when there is none. */
 bool next_block(int64_t rows, int64_t columns, StateBlock *block);
-/* Values [rows,columns] of a block, or of all.  What is written to a weight goes to its bf16 copy
- * too, rounded. */
+/* Values [rows,columns] of a block, or of all.  What is written to a weight goes to its bf16
+ * copy too, rounded. */
 void executor_read_block(const Executor *executor, StateId state, StateBlock block, float *values);
 void executor_write_block(Executor *executor, StateId state, StateBlock block,
                           const float *values);
@@ -192,12 +205,12 @@ double executor_metric(const Executor *executor, const char *path);
  * one of them, which waits. */
 void executor_fetch_metrics(Executor *executor, int place);
 double executor_fetched_metric(Executor *executor, int place, StateId metric);
-/* Runs `micro`, `update` or `eval` with the function's runtime scalars; the device may still be at it
- * when this returns.  False after reporting (check_nan; the device failed). */
+/* Runs `micro`, `update` or `eval` with the function's runtime scalars; the device may still be
+ * at it when this returns.  False after reporting (check_nan; the device failed). */
 bool executor_run(Executor *executor, const char *program, const double *scalars,
                   Diagnostics *diagnostics);
-/* Waits until all is done.  False after reporting that the device failed: what was read of it since
- * it was last asked means nothing. */
+/* Waits until all is done.  False after reporting that the device failed: what was read of it
+ * since it was last asked means nothing. */
 bool executor_settle(Executor *executor, Diagnostics *diagnostics);
 /* Seconds by step of the last run, when timing was switched on. */
 void executor_set_timing(Executor *executor, bool on);
@@ -217,17 +230,20 @@ NewFile *new_file_open(const char *path, Diagnostics *diagnostics);
 /* A failure is remembered and reported by new_file_sync; later writes then do nothing. */
 void new_file_write(NewFile *file, const void *bytes, size_t length);
 void new_file_printf(NewFile *file, const char *format, ...) PRINTF_LIKE(2, 3);
-/* Replaces the first `length` bytes, which were written before (a header with a count in it). */
+/* Replaces the first `length` bytes, which were written before (a header with a count in
+ * it). */
 void new_file_rewrite_start(NewFile *file, const void *bytes, size_t length);
 bool new_file_failed(const NewFile *file);
-/* Flushes and syncs under the temporary name; several files can so be made certain to fit before
- * the first of them appears.  False after reporting; then only new_file_abandon is left. */
+/* Flushes and syncs under the temporary name; several files can so be made certain to fit
+ * before the first of them appears.  False after reporting; then only new_file_abandon is
+ * left. */
 bool new_file_sync(NewFile *file, Diagnostics *diagnostics);
 /* Syncs (if not done) and renames.  The file is gone from memory in either case; false after
  * reporting, with nothing left behind. */
 bool new_file_publish(NewFile *file, Diagnostics *diagnostics);
 void new_file_abandon(NewFile *file); /* NULL is fine */
-/* A path as JSON can hold it: itself, or, where it is not UTF-8, with ? for its bytes above 127. */
+/* A path as JSON can hold it: itself, or, where it is not UTF-8, with ? for its bytes above
+ * 127. */
 char *json_path(const char *path, Arena *arena);
 /* Creates a folder and those above it that are missing.  False after reporting. */
 bool make_folder(const char *path, Diagnostics *diagnostics);
@@ -251,15 +267,15 @@ const Tensor *tensor_file_find(const TensorFile *file, const char *name); /* NUL
 /* Elements [first, first + count) of a tensor whose dtype is not TENSOR_OTHER. */
 void tensor_file_read(const TensorFile *file, const Tensor *tensor, int64_t first, int64_t count,
                       double *values);
-/* Writing: declare all tensors (f32 or f64; `elements` and `begin` are computed), then give their
- * values in that order, in pieces of which none reaches into the next tensor.  NULL after
+/* Writing: declare all tensors (f32 or f64; `elements` and `begin` are computed), then give
+ * their values in that order, in pieces of which none reaches into the next tensor.  NULL after
  * reporting. */
 typedef struct TensorWriter TensorWriter;
 TensorWriter *tensor_writer_open(const char *path, const Tensor *tensors, int count,
                                  Diagnostics *diagnostics);
 void tensor_writer_put(TensorWriter *writer, const double *values, int64_t count);
-/* The complete file, ready to be published; NULL after reporting (a full disk), with nothing left
- * behind.  The writer is gone. */
+/* The complete file, ready to be published; NULL after reporting (a full disk), with nothing
+ * left behind.  The writer is gone. */
 NewFile *tensor_writer_finish(TensorWriter *writer, Diagnostics *diagnostics);
 
 /* ---- mapping.c -----------------------------------------------------------------------------
@@ -270,24 +286,25 @@ NewFile *tensor_writer_finish(TensorWriter *writer, Diagnostics *diagnostics);
  *     layer[i].attn.wq.A         model.layers.{i}.self_attn.q_proj.cola_a   in out
  *     layer[i].attn.{wq,wk,wv}   transformer.h.{i}.attn.c_attn.weight       in join(out)
  *
- * A parameter's path, where [i] stands for any index; their name; their axes, slowest first.  `in`
- * and `out` are the parameter's marked axes ([D -> H,K]), each side merged to one (and absent
- * where it has no axes).  join(…): the paths of the braces stand side by side along that axis.
- * Other names that occur for the same tensor follow after `|`; the first is the one written.  A
- * parameter that no line names keeps its own name and layout: its declared axes, in then out. */
+ * A parameter's path, where [i] stands for any index; their name; their axes, slowest first.
+ * `in` and `out` are the parameter's marked axes ([D -> H,K]), each side merged to one (and
+ * absent where it has no axes).  join(…): the paths of the braces stand side by side along that
+ * axis.  Other names that occur for the same tensor follow after `|`; the first is the one
+ * written.  A parameter that no line names keeps its own name and layout: its declared axes, in
+ * then out. */
 typedef struct Mapping Mapping;
-/* The mapping for a model file (models/llama.cola -> models/llama.map); an empty one when there is
- * none.  Memory in `arena`, which must outlive `diagnostics`.  NULL after reporting. */
+/* The mapping for a model file (models/llama.cola -> models/llama.map); an empty one when there
+ * is none.  Memory in `arena`, which must outlive `diagnostics`.  NULL after reporting. */
 Mapping *mapping_load(const char *model_path, Arena *arena, Diagnostics *diagnostics);
 const Source *mapping_source(const Mapping *mapping); /* NULL for an empty one */
-/* Loads weights under own names or, through the mapping, theirs, as each weight's is found in the
- * file, which may hold more tensors than needed; what is missing or of a wrong shape is reported
- * with both shapes.  `put` gets each weight block by block, [rows,columns]. */
+/* Loads weights under own names or, through the mapping, theirs, as each weight's is found in
+ * the file, which may hold more tensors than needed; what is missing or of a wrong shape is
+ * reported with both shapes.  `put` gets each weight block by block, [rows,columns]. */
 typedef void (*PutWeight)(void *context, StateId weight, StateBlock block, const double *values);
 bool weights_load(const Module *module, const Mapping *mapping, const char *path,
                   PutWeight put, void *context, Diagnostics *diagnostics);
-/* Writes a value for every weight (the weight itself or its gradient) under own or their names and
- * layouts, in f64 or f32.  `get` fills the values of a block, [rows,columns]. */
+/* Writes a value for every weight (the weight itself or its gradient) under own or their names
+ * and layouts, in f64 or f32.  `get` fills the values of a block, [rows,columns]. */
 typedef void (*GetWeight)(void *context, StateId weight, StateBlock block, double *values);
 bool weights_save(const Module *module, const Mapping *mapping, bool theirs, bool double_precision,
                   const char *path, GetWeight get, void *context, Diagnostics *diagnostics);
@@ -299,8 +316,8 @@ NewFile *weights_stage(const Module *module, const Mapping *mapping, bool theirs
 /* ---- shards.c ------------------------------------------------------------------------------
  * Tokens in files: llm.c (uint16 and uint32), Megatron (.bin beside .idx), nanoGPT or any raw
  * uint16.  A *sample* is `span` consecutive tokens of one file; the samples of a file begin
- * `positions` apart, so that one's last token is the next one's first.  No sample crosses from a
- * file into the next: what is left at a file's end is not used. */
+ * `positions` apart, so that one's last token is the next one's first.  No sample crosses from
+ * a file into the next: what is left at a file's end is not used. */
 typedef struct TokenData TokenData;
 typedef struct SampleShape {
     int64_t positions; /* of the model's first input: how far apart samples begin */
@@ -310,10 +327,11 @@ typedef struct SampleShape {
 /* The shape that a module's inputs ask for. */
 SampleShape sample_shape(const Module *module);
 typedef enum DataSplit { SPLIT_ALL, SPLIT_TRAIN, SPLIT_VALIDATION } DataSplit;
-/* `path`: a file, or a folder of .bin files in order of name.  A file is of the validation split
- * when `val` or `validation` is a word of its name; where a folder has both kinds, `split` picks.
- * Files of up to 16 MiB are checked for ids that are too large at once, others as they are read.
- * NULL after reporting (empty, missing, truncated, too short for one sample). */
+/* `path`: a file, or a folder of .bin files in order of name.  A file is of the validation
+ * split when `val` or `validation` is a word of its name; where a folder has both kinds,
+ * `split` picks.  Files of up to 16 MiB are checked for ids that are too large at once, others
+ * as they are read.  NULL after reporting (empty, missing, truncated, too short for one
+ * sample). */
 TokenData *token_data_open(const char *path, DataSplit split, SampleShape shape,
                            Diagnostics *diagnostics);
 /* Does the path hold files of both splits?  (No: SPLIT_VALIDATION would open all of it.) */
@@ -323,22 +341,23 @@ int64_t token_data_tokens(const TokenData *data);
 uint64_t token_data_hash(const TokenData *data); /* of its bytes; of a large file's, a sample */
 int64_t token_data_samples(const TokenData *data); /* of one epoch */
 typedef enum SampleOrder { ORDER_SEQUENTIAL, ORDER_SHUFFLED } SampleOrder;
-/* The token at which global sample g (from 0) begins, counted through all files: a function of the
- * arguments alone, in O(1) memory.  Sequential: sample g mod samples (in a single file token
- * g * positions).  Shuffled: every epoch is a permutation of the samples by (seed, epoch). */
+/* The token at which global sample g (from 0) begins, counted through all files: a function of
+ * the arguments alone, in O(1) memory.  Sequential: sample g mod samples (in a single file
+ * token g * positions).  Shuffled: every epoch is a permutation of the samples by (seed,
+ * epoch). */
 int64_t token_data_start(const TokenData *data, SampleOrder order, uint64_t seed, int64_t sample);
-/* Fills an input [rows, width]: row j is `width` tokens from start(sample0 + j) + next on.  False
- * after reporting an id that is not below the vocabulary: which file, which token. */
+/* Fills an input [rows, width]: row j is `width` tokens from start(sample0 + j) + next on.
+ * False after reporting an id that is not below the vocabulary: which file, which token. */
 bool token_data_fill(const TokenData *data, SampleOrder order, uint64_t seed, int64_t sample0,
                      int64_t rows, int64_t width, int64_t next, int32_t *values,
                      Diagnostics *diagnostics);
 
 /* ---- pack.c -------------------------------------------------------------------------------- */
 /* Bytes of the texts (plain, .gz, .dz; `-`: standard input) as uint16 tokens in llm.c shards
- * DIR/train_000.bin … and DIR/val_000.bin …, with DIR/data.json saying what made them.  Of every
- * 20 blocks of 64 KiB one, by a hash, is for validation; where that hits none, the last twentieth
- * of the text (at most its last block).  The folder appears whole or not at all;
- * one that exists and is not empty is refused. */
+ * DIR/train_000.bin … and DIR/val_000.bin …, with DIR/data.json saying what made them.  Of
+ * every 20 blocks of 64 KiB one, by a hash, is for validation; where that hits none, the last
+ * twentieth of the text (at most its last block).  The folder appears whole or not at all; one
+ * that exists and is not empty is refused. */
 typedef struct PackReport {
     int64_t train_tokens, validation_tokens;
     int files;
@@ -350,7 +369,8 @@ bool data_pack_shards(const char *const *paths, int count, const char *directory
                       int64_t shard_tokens, PackReport *report, Diagnostics *diagnostics);
 
 /* ---- interrupts.c -------------------------------------------------------------------------- */
-/* Once, before there are other threads: those that come after do not take SIGINT and SIGTERM. */
+/* Once, before there are other threads: those that come after do not take SIGINT and
+ * SIGTERM. */
 void interrupts_guard(void);
 /* From now on the first of them is remembered; a second one ends the process.  Not nested. */
 void interrupts_catch(void);
@@ -380,9 +400,9 @@ double now_seconds(void); /* monotonic */
  *
  * and each the cost of a parallel region.  A step's operands were last used about a step
  * ago, so the bandwidth is that of going round and round in as many bytes as the program has.
- * Memory that is read and written counts once: a line that is there is written for free, and one
- * that is not is read first.  All figures are measured by generic loops on the team's default
- * number of threads; a test fills in its own. */
+ * Memory that is read and written counts once: a line that is there is written for free, and
+ * one that is not is read first.  All figures are measured by generic loops on the team's
+ * default number of threads; a test fills in its own. */
 enum { BANDWIDTH_SIZES = 4 };
 typedef struct Bandwidth {
     double around;           /* going round so many bytes … */
@@ -410,9 +430,9 @@ enum { PROFILE_BYTES = 6 << 26 }; /* of memory: more than a cache holds */
 MachineProfile *machine_profile_new(void);
 void machine_profile_free(MachineProfile *profile);
 /* Times the products of a program set that are not known yet, those that weigh most in a step
- * first, and again and again (the median counts) for `seconds`.  What has been run less than three
- * times may take some more, which later calls make up for: the first of several plans has the most
- * to time.  All calls for n sets take at most n times `seconds` and 0.3 s. */
+ * first, and again and again (the median counts) for `seconds`.  What has been run less than
+ * three times may take some more, which later calls make up for: the first of several plans has
+ * the most to time.  All calls for n sets take at most n times `seconds` and 0.3 s. */
 void machine_profile_products(MachineProfile *profile, const ProgramSet *set, double seconds);
 /* Enters a time; a later one replaces it. */
 void machine_profile_enter(MachineProfile *profile, const Product *product, double seconds);
@@ -426,8 +446,8 @@ typedef struct Prediction {
     double overhead;                  /* of the regions of all steps; in none of the others */
     double seconds;                   /* of the training step: their sum */
 } Prediction;
-/* One training step: `micro_batches` times the program `micro`, then `update` (where the set has
- * them). */
+/* One training step: `micro_batches` times the program `micro`, then `update` (where the set
+ * has them). */
 Prediction predict_step(const MachineProfile *profile, const ProgramSet *set,
                         int64_t micro_batches);
 /* Of each step of a program, its region included, into seconds[step_count]. */
@@ -455,7 +475,8 @@ struct Engine {
     void (*fetch_metrics)(Engine *engine, int place);
     double (*fetched_metric)(Engine *engine, int place, StateId metric);
     bool (*settle)(Engine *engine, Diagnostics *diagnostics);
-    /* From now on a run stops at the first tensor that holds a NaN or an infinity, and names it. */
+    /* From now on a run stops at the first tensor that holds a NaN or an infinity, and names
+     * it. */
     void (*watch)(Engine *engine);
     int64_t (*bytes)(Engine *engine);
     double (*flops)(Engine *engine, const char *function); /* as executed; 0: not known */
@@ -501,20 +522,21 @@ typedef struct TrainOptions {
 /* All three take a compiled module and its programs (NULL with `interpreter`), report to
  * `diagnostics` without printing them, and return the exit code.
  *
- * Trains.  OUT/weights.safetensors, OUT/run.json and OUT/texts appear together at the end; a run
- * that fails leaves what was there.  An interrupt (SIGINT, SIGTERM) ends the run after the update at
- * hand: its weights are written and the code is 128 + the signal's number. */
+ * Trains.  OUT/weights.safetensors, OUT/run.json and OUT/texts appear together at the end; a
+ * run that fails leaves what was there.  An interrupt (SIGINT, SIGTERM) ends the run after the
+ * update at hand: its weights are written and the code is 128 + the signal's number. */
 int train(Compilation *compilation, const ProgramSet *set, const TrainOptions *options,
           Diagnostics *diagnostics);
 /* The loss and the gradient of every weight on the recipe's first batch, before clipping, in
  * options->out. */
 int run_grad(Compilation *compilation, const ProgramSet *set, const TrainOptions *options,
              Diagnostics *diagnostics);
-/* The mean loss of options->weights over the validation split of options->data (all of it where it
- * is not split): whole micro-batches in order. */
+/* The mean loss of options->weights over the validation split of options->data (all of it where
+ * it is not split): whole micro-batches in order. */
 int run_eval(Compilation *compilation, const ProgramSet *set, const TrainOptions *options,
              Diagnostics *diagnostics);
-/* The rate of recipe group `group` at update t, from 1, of `steps`: warm-up, then the schedule. */
+/* The rate of recipe group `group` at update t, from 1, of `steps`: warm-up, then the
+ * schedule. */
 double recipe_rate(const Recipe *recipe, int group, int64_t t, int64_t steps);
 
 /* ---- run.c ---------------------------------------------------------------------------------
@@ -533,14 +555,15 @@ typedef struct RunEnd {
     bool interrupted;
     double final_loss, validation_loss; /* NaN: none */
 } RunEnd;
-/* Writes the folder of a run: everything is complete and synced under temporary names before the
- * first file appears; the staged weights, which it takes over, appear last.  False after
+/* Writes the folder of a run: everything is complete and synced under temporary names before
+ * the first file appears; the staged weights, which it takes over, appear last.  False after
  * reporting. */
 bool run_write(const Compilation *compilation, const Mapping *mapping, const TrainOptions *options,
                const RunEnd *end, NewFile *weights, Diagnostics *diagnostics);
 /* RUN/weights.safetensors */
 char *run_weights_path(const char *folder, Arena *arena);
-/* Memory in `arena`.  NULL after reporting: no such folder, no run in it, a damaged run.json. */
+/* Memory in `arena`.  NULL after reporting: no such folder, no run in it, a damaged
+ * run.json. */
 RunRecord *run_open(const char *folder, Arena *arena, Diagnostics *diagnostics);
 
 /* ---- progress.c ----------------------------------------------------------------------------- */

@@ -292,8 +292,8 @@ static const char divergence_remedy[] =
     "a lower rate (`-D lr=…`), a longer warm-up or a clip helps most often; `--check-nan` runs "
     "until the same place and names the first bad tensor";
 
-/* Runs the micro-batch at hand once more, watched, so that the first bad tensor is named too; but
- * where `micro` updates weights, the old ones are gone. */
+/* Runs the micro-batch at hand once more, watched, so that the first bad tensor is named too;
+ * but where `micro` updates weights, the old ones are gone. */
 static bool report_divergence(Training *training, const char *what, double value,
                               ScalarValues values) {
     Session *session = &training->session;
@@ -324,7 +324,8 @@ static double probe_gradients(Training *training) {
     return 0;
 }
 
-/* Where an engine runs ahead, nobody waits to look: what is wrong is seen in the update's figures. */
+/* Where an engine runs ahead, nobody waits to look: what is wrong is seen in the update's
+ * figures. */
 static bool check_micro_batch(Training *training, ScalarValues values) {
     Session *session = &training->session;
     if (session->engine->runs_ahead)
@@ -426,8 +427,8 @@ static bool finish_update(Training *training, int64_t step) {
     return true;
 }
 
-/* False after reporting.  The figures are those of the last update.  An engine that runs ahead is at
- * the next update while the figures of one are collected. */
+/* False after reporting.  The figures are those of the last update.  An engine that runs ahead
+ * is at the next update while the figures of one are collected. */
 static bool run_updates(Training *training) {
     int64_t launched = 0, finished = 0;
     training->mark = now_seconds();

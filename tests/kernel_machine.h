@@ -1,5 +1,5 @@
-/* tests/kernel_machine.h: programs of kernels run step by step in plain memory, with guards around
- * what a kernel may touch, and compared with the interpreter or with each other. */
+/* tests/kernel_machine.h: programs of kernels run step by step in plain memory, with guards
+ * around what a kernel may touch, and compared with the interpreter or with each other. */
 #ifndef COLAC_TESTS_KERNEL_MACHINE_H
 #define COLAC_TESTS_KERNEL_MACHINE_H
 
@@ -218,8 +218,7 @@ FUZZ_UNUSED static void run_program(const Machine *m, const Program *program, bo
         run_step(m, program, &program->steps[i], guarded);
 }
 
-/* ---- compiling
- * ----------------------------------------------------------------------------- */
+/* ---- compiling ----------------------------------------------------------------------- */
 
 /* Offsets in slabs, as `update` would give them. */
 FUZZ_UNUSED static void place_states(Module *module) {

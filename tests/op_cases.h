@@ -1,5 +1,5 @@
-/* tests/op_cases.h: modules that have every op of the table in small cases, and reductions of every
- * shape: each case is a function of its own that writes one state. */
+/* tests/op_cases.h: modules that have every op of the table in small cases, and reductions of
+ * every shape: each case is a function of its own that writes one state. */
 #ifndef COLAC_TESTS_OP_CASES_H
 #define COLAC_TESTS_OP_CASES_H
 
@@ -316,8 +316,7 @@ FUZZ_UNUSED static Cases make_cases(void) {
     return c;
 }
 
-/* ---- the order of reductions
- * ---------------------------------------------------------------- */
+/* ---- the order of reductions --------------------------------------------------------- */
 
 typedef struct OrderCase {
     enum { ROWS_SUM, ROWS_SOFTMAX, COLUMNS_SUM, SCATTER } kind;

@@ -99,8 +99,7 @@ static void our_bug_exits_3(void **state) {
     assert_non_null(strstr(output, "report it"));
 }
 
-/* ---- arrays, texts, maps
- * ------------------------------------------------------------------------ */
+/* ---- arrays, texts, maps ------------------------------------------------------------- */
 
 static void arrays_grow(void **state) {
     (void)state;
@@ -176,8 +175,7 @@ static void maps_keep_what_they_are_told(void **state) {
     string_map_free(&map);
 }
 
-/* ---- names that are nearly right
- * --------------------------------------------------------------- */
+/* ---- names that are nearly right ----------------------------------------------------- */
 
 static void distances(void **state) {
     (void)state;
@@ -200,8 +198,7 @@ static void suggestions(void **state) {
     assert_null(nearest_name("x", names, 0));
 }
 
-/* ---- files
- * ---------------------------------------------------------------------------------------- */
+/* ---- files --------------------------------------------------------------------------- */
 
 static void files(void **state) {
     (void)state;
@@ -230,8 +227,7 @@ static void files(void **state) {
     free(bytes);
 }
 
-/* ---- diagnostics
- * ------------------------------------------------------------------------------------- */
+/* ---- diagnostics --------------------------------------------------------------------- */
 
 static Source source_of(const char *name, const char *text) {
     return (Source){name, text, strlen(text), NULL};

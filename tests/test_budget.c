@@ -267,7 +267,8 @@ static void bounds_of_shipped_models(void **state) {
 
 enum { MOST_INSTANCES = 8, MOST_SETS = 256, MOST_CANDIDATES = 10 };
 
-/* An outermost block instance: values that it could keep, and the sets that differ in effect. */
+/* An outermost block instance: values that it could keep, and the sets that differ in
+ * effect. */
 typedef struct Part {
     ScopeId scope;
     int candidate_count, set_count;
@@ -382,7 +383,8 @@ static void plan_all(Force *f, int part) {
     }
 }
 
-/* Of sets given to all layers alike, those that no other one beats in FLOPs and planned peak. */
+/* Of sets given to all layers alike, those that no other one beats in FLOPs and planned
+ * peak. */
 static void drop_beaten_sets(Force *f, const ScopeId *owners) {
     Planned planned[MOST_SETS];
     Part *first = &f->parts[0];
@@ -603,8 +605,9 @@ static void compile_long(const char *blocks, const char *calls, const char *size
     unlink(path);
 }
 
-/* One block of thousands of values, and as many blocks: a kernel that reads thousands of operands
- * is looked at once, not once an operand and result; a refusal finds names as fast as values. */
+/* One block of thousands of values, and as many blocks: a kernel that reads thousands of
+ * operands is looked at once, not once an operand and result; a refusal finds names as fast as
+ * values. */
 static void long_blocks_take_seconds(void **state) {
     (void)state;
     alarm(120); /* seconds where they were minutes: far from both */

@@ -1,5 +1,5 @@
-/* The table of cards, and how many blocks of a kernel a processor holds, against figures worked out by
- * hand from the limits in NVIDIA's programming guide. */
+/* The table of cards, and how many blocks of a kernel a processor holds, against figures worked
+ * out by hand from the limits in NVIDIA's programming guide. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -20,7 +20,8 @@ static void cards_are_sane(void **state) {
         assert_int_equal(card_of_architecture(card->architecture)->architecture,
                          card->architecture);
         assert_true(card->memory_bytes > (int64_t)20 << 30 && card->cache_bytes < 1 << 28);
-        /* The clock that the f32 peak says: 64 lanes in a processor of A100, 128 in the others. */
+        /* The clock that the f32 peak says: 64 lanes in a processor of A100, 128 in the
+         * others. */
         double lanes = card->architecture == 80 ? 64 : 128;
         double clock = card->f32_flops / 2 / lanes / card->processors;
         assert_true(clock > 1.3e9 && clock < 2.7e9);

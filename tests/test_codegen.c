@@ -44,8 +44,7 @@ static void every_op(void **state) {
     }
 }
 
-/* ---- the order of reductions
- * ---------------------------------------------------------------- */
+/* ---- the order of reductions --------------------------------------------------------- */
 
 /* The fixed order as codegen.h states it, written down plainly. */
 static float reduce_in_order(bool sum, const float *terms, int64_t n) {

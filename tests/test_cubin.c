@@ -1,5 +1,5 @@
-/* CUDA C to cubins by NVRTC: what the compiler says, the cache, failures; then every kernel of the
- * shipped models, for three architectures.  Skipped where NVRTC is not to be found. */
+/* CUDA C to cubins by NVRTC: what the compiler says, the cache, failures; then every kernel of
+ * the shipped models, for three architectures.  Skipped where NVRTC is not to be found. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>

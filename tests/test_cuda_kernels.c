@@ -1,6 +1,7 @@
-/* CUDA C kernels, run by the emulator, against the same kernels in C: bit for bit, for every op of
- * the table, for reductions of every shape and for random graphs with their gradients; threads and
- * blocks in three orders.  The emulator watches for races, divergence and accesses outside. */
+/* CUDA C kernels, run by the emulator, against the same kernels in C: bit for bit, for every op
+ * of the table, for reductions of every shape and for random graphs with their gradients;
+ * threads and blocks in three orders.  The emulator watches for races, divergence and accesses
+ * outside. */
 #include "cuda/cuda.h"
 #include "tests/emulator/emulator.h"
 #include "tests/op_cases.h"

@@ -86,8 +86,8 @@ static const char *const handles[] = {"CUcontext",
                                       "cublasLtMatmulAlgo_t",
                                       "cublasLtMatmulHeuristicResult_t"};
 
-/* Handles are alike by name; pointers where what they point to is, and is as constant; numbers of one
- * size are, as enumerations are numbers here. */
+/* Handles are alike by name; pointers where what they point to is, and is as constant; numbers
+ * of one size are, as enumerations are numbers here. */
 static const char alike[] =
     "template <class A, class B> struct Alike { static const bool value = "
     "sizeof(A) == sizeof(B) && "

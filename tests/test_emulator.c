@@ -1,5 +1,5 @@
-/* tests/test_emulator.c: the emulator of CUDA C.  What is right gives the host's bits, under any
- * seed; planted faults are each found, with their class, thread and line. */
+/* tests/test_emulator.c: the emulator of CUDA C.  What is right gives the host's bits, under
+ * any seed; planted faults are each found, with their class, thread and line. */
 #include "tests/emulator/emulator.h"
 #include "tests/emulator/private.h"
 
@@ -107,8 +107,8 @@ static void expect_line(const char *sentence, const char *mark) {
     expect(sentence, wanted);
 }
 
-/* A launch over buffers of 256 bytes, all 0: what is told starts with the kernel and `told`, and
- * ends with the marked line. */
+/* A launch over buffers of 256 bytes, all 0: what is told starts with the kernel and `told`,
+ * and ends with the marked line. */
 static void finds(const char *name, unsigned grid, unsigned block, int buffer_count,
                   const char *told) {
     char wanted[256];

@@ -86,8 +86,8 @@ static const char update_text[] = "module stage graph\n"
                                   "  write gradient w = %9\n"
                                   "}\n";
 
-/* Much computed for each of many elements, in the place of one operand: loops in blocks that ask
- * for memory ahead, the last of them short. */
+/* Much computed for each of many elements, in the place of one operand: loops in blocks that
+ * ask for memory ahead, the last of them short. */
 static const char long_text[] = "module stage graph\n"
                                 "axis D 41\naxis O 431\n"
                                 "state weight w f32 in(D) out(O) normal 1 offset 0\n"
@@ -392,7 +392,8 @@ static void nothing_but_the_graph_decides_bits(void **state) {
 }
 
 /* ---- states in and out ------------------------------------------------------------- */
-/* A block that leaves out the first and last row and column: read, negated, and read with all. */
+/* A block that leaves out the first and last row and column: read, negated, and read with
+ * all. */
 static void check_inner_block(const Fixture *f, StateId id) {
     StateBlock whole = whole_state(f->module, id);
     StateBlock inner = {1, whole.rows - 2, 1, whole.columns - 2};

@@ -132,8 +132,7 @@ static char *type_of_value(const Compiled *made, const char *scope, const char *
     return NULL;
 }
 
-/* ---- the paper's table
- * ------------------------------------------------------------------------ */
+/* ---- the paper's table --------------------------------------------------------------- */
 
 static void test_parameters_of_every_size(void **state) {
     (void)state;
@@ -188,8 +187,7 @@ static void test_parameters_exactly(void **state) {
     }
 }
 
-/* ---- paths and types
- * --------------------------------------------------------------------------- */
+/* ---- paths and types ----------------------------------------------------------------- */
 
 static void test_paths(void **state) {
     (void)state;
@@ -267,8 +265,7 @@ static void test_ordinals_repeat(void **state) {
     compiled_free(&made);
 }
 
-/* ---- voices
- * ------------------------------------------------------------------------------------ */
+/* ---- voices -------------------------------------------------------------------------- */
 
 static const char *const voices_text =
     "dim B = 1, V = 2, N = 3\n"
@@ -341,8 +338,7 @@ static void test_recipe_values(void **state) {
     compiled_free(&made);
 }
 
-/* ---- hygiene
- * ----------------------------------------------------------------------------------- */
+/* ---- hygiene ------------------------------------------------------------------------- */
 
 static void test_hygiene(void **state) {
     (void)state;
@@ -383,8 +379,7 @@ static void test_own_block_of_a_library_name(void **state) {
     compiled_free(&made);
 }
 
-/* ---- golden files
- * ------------------------------------------------------------------------------ */
+/* ---- golden files -------------------------------------------------------------------- */
 
 /* Everything that is printed, without the folder in it. */
 static char *outcome(const char *path, const char *text) {

@@ -8,8 +8,7 @@
 
 #include <cmocka.h>
 
-/* ---- running a text
- * ------------------------------------------------------------------------------ */
+/* ---- running a text ------------------------------------------------------------------ */
 
 typedef struct Run {
     Module *module;
@@ -270,8 +269,7 @@ static void axes_move(void **state) {
                 1, 4, -2, 0, 3, -3);
 }
 
-/* ---- sums and products
- * --------------------------------------------------------------------------------------- */
+/* ---- sums and products --------------------------------------------------------------- */
 
 static void reductions(void **state) {
     (void)state;
@@ -348,8 +346,7 @@ static void rows_by_position(void **state) {
                 -.5, -2, 3, 3, -.5, -2, 3, 3);
 }
 
-/* ---- rounding, writes, flat states
- * ----------------------------------------------------------------------------- */
+/* ---- rounding, writes, flat states --------------------------------------------------- */
 
 static void rounding(void **state) {
     (void)state;

@@ -10,8 +10,7 @@
 
 static const Span none;
 
-/* ---- the op table
- * ------------------------------------------------------------------------------ */
+/* ---- the op table -------------------------------------------------------------------- */
 
 static void op_table(void **state) {
     (void)state;
@@ -33,8 +32,7 @@ static void op_table(void **state) {
     text_free(&text);
 }
 
-/* ---- a small module to build in
- * -------------------------------------------------------------------- */
+/* ---- a small module to build in ------------------------------------------------------ */
 
 typedef struct Fixture {
     Module *module;
@@ -86,8 +84,7 @@ static Type type_at(const Fixture *f, NodeId id) {
     return node_at(f->function, id)->type;
 }
 
-/* ---- sharing
- * --------------------------------------------------------------------------------------- */
+/* ---- sharing ------------------------------------------------------------------------- */
 
 static void equal_nodes_are_one(void **state) {
     (void)state;
@@ -182,8 +179,7 @@ static void adjoints_have_their_primals_axes(void **state) {
     module_free(f.module);
 }
 
-/* ---- types
- * ------------------------------------------------------------------------------------------ */
+/* ---- types --------------------------------------------------------------------------- */
 
 static void assert_type(const Fixture *f, NodeId id, const char *expected) {
     assert_string_equal(type_text(f->module, type_at(f, id), f->module->arena), expected);
@@ -354,8 +350,7 @@ static void sets_of_axes(void **state) {
     assert_int_equal(type_union(left, right).rank, 2 * MAX_AXES);
 }
 
-/* ---- our own bugs
- * ----------------------------------------------------------------------------------- */
+/* ---- our own bugs -------------------------------------------------------------------- */
 
 static int exit_of_child(void (*act)(void)) {
     fflush(NULL);
@@ -394,8 +389,7 @@ static void ill_formed_requests_are_our_bugs(void **state) {
     assert_int_equal(exit_of_child(declare_a_state_twice), 3);
 }
 
-/* ---- rebuilding
- * ---------------------------------------------------------------------------------------- */
+/* ---- rebuilding ---------------------------------------------------------------------- */
 
 static void rebuilding_drops_the_dead(void **state) {
     (void)state;
@@ -526,8 +520,7 @@ static void large_functions(void **state) {
     module_free(f.module);
 }
 
-/* ---- the text form
- * ---------------------------------------------------------------------------------------- */
+/* ---- the text form ------------------------------------------------------------------- */
 
 static char *read_golden(const char *path, size_t *length) {
     char *text = read_file(path, 1 << 20, length);
@@ -806,8 +799,7 @@ static void graphviz(void **state) {
     module_free(module);
 }
 
-/* ---- the verifier
- * -------------------------------------------------------------------------------------- */
+/* ---- the verifier -------------------------------------------------------------------- */
 
 static Node *node_of(Module *module, NodeId id) {
     return &module->functions.data[0]->nodes.data[id];

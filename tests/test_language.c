@@ -79,8 +79,7 @@ static void check(const char *body, double wanted) {
         fail_msg("%.17g, not %.17g:\n%s", loss, wanted, body);
 }
 
-/* ---- arithmetic
- * -------------------------------------------------------------------------------- */
+/* ---- arithmetic ---------------------------------------------------------------------- */
 
 static void test_compile_time(void **state) {
     (void)state;
@@ -128,8 +127,7 @@ static void test_masks(void **state) {
     check("minimize mean((i >= 3) * 2)", 1);
 }
 
-/* ---- axes
- * ---------------------------------------------------------------------------------------- */
+/* ---- axes ---------------------------------------------------------------------------- */
 
 static void test_axes(void **state) {
     (void)state;
@@ -167,8 +165,7 @@ static void test_reductions(void **state) {
     check("minimize mean(fma(i, i, 1))", 55 / 6.0 + 1);
 }
 
-/* ---- blocks, fns, loops
- * --------------------------------------------------------------------------- */
+/* ---- blocks, fns, loops -------------------------------------------------------------- */
 
 static void test_loops(void **state) {
     (void)state;
@@ -182,8 +179,7 @@ static void test_loops(void **state) {
           4 - 20);
 }
 
-/* ---- the library
- * ------------------------------------------------------------------------------------ */
+/* ---- the library --------------------------------------------------------------------- */
 
 static void test_softmax(void **state) {
     (void)state;
@@ -241,8 +237,7 @@ static void test_cross_entropy(void **state) {
           log(5));
 }
 
-/* ---- chance
- * ------------------------------------------------------------------------------------------ */
+/* ---- chance -------------------------------------------------------------------------- */
 
 static const char *const draw = "minimize mean(random(a; B, S, D))";
 

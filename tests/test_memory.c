@@ -198,8 +198,8 @@ static int64_t kept_of(const Size *size, const char *plan) {
     return table.kept_activations;
 }
 
-/* Vanilla checkpointing keeps a layer's input, CoLA-M two values of the residual stream and seven
- * of rank r: of f32, for n = B S positions. */
+/* Vanilla checkpointing keeps a layer's input, CoLA-M two values of the residual stream and
+ * seven of rank r: of f32, for n = B S positions. */
 static void published_kept_bytes(void **state) {
     (void)state;
     static const Size sizes[] = {{"60m", "32", 512, 8, 128},

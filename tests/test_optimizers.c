@@ -19,8 +19,7 @@ enum { IN = 6, OUT = 4, COUNT = IN * OUT, STEPS = 5 }; /* p: [A,C -> O], A = 2, 
 
 static const double RATE = 0.05;
 
-/* ---- the text's side
- * -------------------------------------------------------------------------- */
+/* ---- the text's side ----------------------------------------------------------------- */
 
 static const char *const model_text =
     "use \"std.cola\"\n"
@@ -107,8 +106,7 @@ static void set_start(double p[COUNT]) {
         p[i] = start(i);
 }
 
-/* ---- the rules
- * -------------------------------------------------------------------------------- */
+/* ---- the rules ----------------------------------------------------------------------- */
 
 static void test_adamw(void **state) {
     (void)state;

@@ -1,8 +1,8 @@
-/* The program, as a user runs it, against PyTorch in double precision (tests/oracle): the loss and
- * every gradient of the first batch through `colac grad`, ten losses through `colac train`, and
- * through the interpreter gradients and final weights to ten digits; all of it under every plan of
- * the model that computes the same.  With `--precision bf16` ten losses to 2e-2, by the library's
- * products and by the plain ones. */
+/* The program, as a user runs it, against PyTorch in double precision (tests/oracle): the loss
+ * and every gradient of the first batch through `colac grad`, ten losses through `colac train`,
+ * and through the interpreter gradients and final weights to ten digits; all of it under every
+ * plan of the model that computes the same.  With `--precision bf16` ten losses to 2e-2, by the
+ * library's products and by the plain ones. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -215,8 +215,8 @@ static int64_t printed_peak(const Case *c, const char *plan) {
     return bytes;
 }
 
-/* A plan that is the case's first or second (the first may be none at all) within so many thirds
- * of the way from the least peak of its plans to that one's. */
+/* A plan that is the case's first or second (the first may be none at all) within so many
+ * thirds of the way from the least peak of its plans to that one's. */
 static void write_budget(const Case *c, int thirds, char plan[128]) {
     const char *base = *c->plans[0] ? c->plans[0] : c->plans[1];
     int64_t most = printed_peak(c, base), least = most;

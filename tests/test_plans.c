@@ -1,6 +1,7 @@
 /* Plans of the shipped models, against what is printed of them: every arena is used to its last
- * byte, nothing is allocated after the first update, a run stays resident within its printed peak,
- * and parameters and FLOPs are those of the published formulas, worked out here by hand. */
+ * byte, nothing is allocated after the first update, a run stays resident within its printed
+ * peak, and parameters and FLOPs are those of the published formulas, worked out here by
+ * hand. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -330,8 +331,8 @@ static void update_once(const Planned *planned, const Running *running) {
     run_program(planned, running, "update");
 }
 
-/* While a product runs, the library keeps its books, and where it packs operands their tiles, on
- * the heap, and gives all of it back. */
+/* While a product runs, the library keeps its books, and where it packs operands their tiles,
+ * on the heap, and gives all of it back. */
 enum { LIBRARY_LARGEST = 4 << 20 };
 
 static void check_no_allocation(const Planned *planned, const char *what, const char *plan) {

@@ -1,13 +1,14 @@
 /* tests/test_precision.c: a program in bf16 against the interpreter in double that rounds where
- * the graph says so: loss and gradients of two micro-batches.  Between them runs an update, which
- * writes the copies of weights; the interpreter then takes the weights and rounds them itself.
+ * the graph says so: loss and gradients of two micro-batches.  Between them runs an update,
+ * which writes the copies of weights; the interpreter then takes the weights and rounds them
+ * itself.
  *
  * Maps are computed alike to an ulp of f32, sums to k 2^-24 of their terms: a value that is
- * rounded to bf16 comes out another way only where the exact one lies that near to the middle of
- * two bf16 values, of which it happens to one in some hundred, and then by 2^-7 of it.
- * Independent, these add up to 2^-7 / sqrt(100) of a tensor's norm for each rounding on the way;
- * with some twenty of them 2^-8 is allowed.  What rounding as such changes is more: asserted too,
- * so that the bound tells one from the other. */
+ * rounded to bf16 comes out another way only where the exact one lies that near to the middle
+ * of two bf16 values, of which it happens to one in some hundred, and then by 2^-7 of it.
+ * Independent, these add up to 2^-7 / sqrt(100) of a tensor's norm for each rounding on the
+ * way; with some twenty of them 2^-8 is allowed.  What rounding as such changes is more:
+ * asserted too, so that the bound tells one from the other. */
 #include "runtime/runtime.h"
 
 #include <math.h>

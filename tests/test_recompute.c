@@ -1,7 +1,7 @@
-/* Recomputation and interiors on random graphs, with random choices of what is kept: values by the
- * interpreter and the program's bits are what they are without it; the backward part reads what is
- * kept or a clone, each of which there is once and somebody reads; interiors are what their
- * definition gives when it is worked out in another way. */
+/* Recomputation and interiors on random graphs, with random choices of what is kept: values by
+ * the interpreter and the program's bits are what they are without it; the backward part reads
+ * what is kept or a clone, each of which there is once and somebody reads; interiors are what
+ * their definition gives when it is worked out in another way. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -116,7 +116,8 @@ static bool needs_no_keeping(const Node *node) {
     return node->input_count == 0 || node->is_static || node->on_host;
 }
 
-/* By node of the rewritten function's forward part: was it kept?  Forward nodes keep their order. */
+/* By node of the rewritten function's forward part: was it kept?  Forward nodes keep their
+ * order. */
 static bool *kept_after(const Function *before, const Function *after, const bool *kept) {
     bool *was = forward_part(before), *is = forward_part(after);
     bool *result = checked_alloc((size_t)after->nodes.count * sizeof *result);

@@ -1,5 +1,6 @@
-/* tests/test_roofline.c: the model of a card by hand and in its tendencies; and against times that others
- * measured and published, of products and of whole training steps, each described from its own code.
+/* tests/test_roofline.c: the model of a card by hand and in its tendencies; and against times
+ * that others measured and published, of products and of whole training steps, each described
+ * from its own code.
  */
 #include "cuda/cuda.h"
 
@@ -45,7 +46,8 @@ static void test_products(void **state) {
     assert_true(dense_share(h100, 16384, 8448, 8192) > 0.7);
     assert_true(dense_share(a100, 512, 512, 512) < 0.2);
     assert_true(dense_share(a100, 16384, 2048, 256) < dense_share(a100, 16384, 2048, 2048));
-    /* One tile more than a whole round of all processors costs much of a round, however it is cut. */
+    /* One tile more than a whole round of all processors costs much of a round, however it is
+     * cut. */
     double whole = dense_seconds(a100, 256 * 12, 128 * 9, 8192);
     assert_true(dense_seconds(a100, 256 * 12 + 1, 128 * 9, 8192) > 1.35 * whole);
     /* Few tiles with a long sum: split, it has more of the card than its 16 tiles. */
@@ -127,8 +129,8 @@ static Kernel *adding_kernel(Arena *arena, int64_t elements) {
     return kernel;
 }
 
-/* A set whose `micro` has a step of every kind: a large kernel apart and in place, and a small one
- * before and after the large memory is touched. */
+/* A set whose `micro` has a step of every kind: a large kernel apart and in place, and a small
+ * one before and after the large memory is touched. */
 typedef struct Example {
     Arena *arena;
     Kernel *kernels[2];
@@ -260,7 +262,8 @@ static void model_seconds(const char *plan, const char *precision, const char *s
     diagnostics_free(diagnostics);
 }
 
-/* More tokens are never faster, a better card never slower; a token in a larger batch costs less. */
+/* More tokens are never faster, a better card never slower; a token in a larger batch costs
+ * less. */
 static void test_models(void **state) {
     (void)state;
     static const char *const better[] = {"a100-40", "a100", "h100", "h200", "b200"};
@@ -286,10 +289,11 @@ static void test_models(void **state) {
 }
 
 /* ---- published times of products ------------------------------------------------------- */
-/* BOOST (arXiv 2512.12131), its repository at 06f1d48: .logging/computation_efficiency, measured by
- * its scripts under benchmarking/computation, on an A100 80 GB: products of LLaMA 3b, 7b and 13b cut for four
- * cards, full rank and of rank d/4, 16,384 tokens, bf16; milliseconds.  `mlp 1` and `qkv 1`: of 4,096
- * tokens, where PyTorch may not keep the card busy. */
+/* BOOST (arXiv 2512.12131), its repository at 06f1d48: .logging/computation_efficiency,
+ * measured by its scripts under benchmarking/computation, on an A100 80 GB: products of LLaMA
+ * 3b, 7b and 13b cut for four cards, full rank and of rank d/4, 16,384 tokens, bf16;
+ * milliseconds.  `mlp 1` and `qkv 1`: of 4,096 tokens, where PyTorch may not keep the card
+ * busy. */
 typedef struct MeasuredProducts {
     const char *name;
     double milliseconds;
@@ -347,7 +351,8 @@ static void test_published_products(void **state) {
 }
 
 /* ---- a published training step, from its parts ------------------------------------------ */
-/* What its code runs on one card: products, passes over memory, attention that never stores scores. */
+/* What its code runs on one card: products, passes over memory, attention that never stores
+ * scores. */
 typedef struct Published {
     const Card *card;
     bool bf16;
@@ -395,16 +400,17 @@ static double total(const Published *p) {
 }
 
 /* ---- BOOST: LLaMA 1b on one A100 80 GB ---------------------------------------------------- */
-/* arXiv 2512.12131, Fig. 5, and the repository's README: 0.85 s full rank, 0.56 s CoLA ("Vanilla TP" on
- * one card), A100 80 GB, 4 sequences of 4,096, one micro-batch, bf16, no recomputation, PyTorch without
- * compilation; a step is forward, backward, clipping and AdamW.  d 2048, d_ff 5472, 24 layers, 32
- * heads, rank 512, 32,000 tokens, tied head.  Passes as in src/nanotron/models/llama.py and
- * examples/cola/vanilla_cola_llama.py, in units of tokens x d x 2 bytes. */
+/* arXiv 2512.12131, Fig. 5, and the repository's README: 0.85 s full rank, 0.56 s CoLA
+ * ("Vanilla TP" on one card), A100 80 GB, 4 sequences of 4,096, one micro-batch, bf16, no
+ * recomputation, PyTorch without compilation; a step is forward, backward, clipping and AdamW.
+ * d 2048, d_ff 5472, 24 layers, 32 heads, rank 512, 32,000 tokens, tied head.  Passes as in
+ * src/nanotron/models/llama.py and examples/cola/vanilla_cola_llama.py, in units of tokens x d
+ * x 2 bytes. */
 enum { BOOST_D = 2048, BOOST_F = 5472, BOOST_R = 512, BOOST_V = 32000, BOOST_L = 24 };
 enum { BOOST_B = 4, BOOST_S = 4096, BOOST_N = BOOST_B * BOOST_S };
 
-/* What both have: norms, residual sums, copies of q, k, v into the kernel's order and back, rotary
- * positions, attention, the head and its loss in f32. */
+/* What both have: norms, residual sums, copies of q, k, v into the kernel's order and back,
+ * rotary positions, attention, the head and its loss in f32. */
 static void boost_shared(Published *p) {
     double e = 2.0 * BOOST_N * BOOST_D, logits = (double)BOOST_N * BOOST_V;
     passes(p, BOOST_L, 2, 4 * e); /* forward: norms */
@@ -459,17 +465,17 @@ static double boost_cola(void) {
     double parameters =
         BOOST_L * (4.0 * BOOST_R * 2 * BOOST_D + 3.0 * BOOST_R * (BOOST_D + BOOST_F)) +
         (double)BOOST_V * BOOST_D;
-    /* Gradients are added up in f32, beside an f32 copy of the weights: added, norm, clipping, AdamW,
-     * to bf16. */
+    /* Gradients are added up in f32, beside an f32 copy of the weights: added, norm, clipping,
+     * AdamW, to bf16. */
     passes(&p, 1, 5, parameters * (10 + 4 + 8 + 28 + 6));
     return total(&p);
 }
 
 /* ---- llm.c: GPT-2 and FineWeb -------------------------------------------------------------- */
-/* karpathy/llm.c, scripts/run_gpt2_*.sh ("steps in ~300ms/iter" and so on) and discussion 481: 8 cards,
- * each with its part of 524,288 (1558M: 1,048,576) tokens, bf16 with f32 masters, cuDNN's flash
- * attention.  Kernels as in train_gpt2.cu at a7f0108.  What the cards tell each other over NVLink, some
- * 0.5 GB a step of the smallest, is left out. */
+/* karpathy/llm.c, scripts/run_gpt2_*.sh ("steps in ~300ms/iter" and so on) and discussion 481:
+ * 8 cards, each with its part of 524,288 (1558M: 1,048,576) tokens, bf16 with f32 masters,
+ * cuDNN's flash attention.  Kernels as in train_gpt2.cu at a7f0108.  What the cards tell each
+ * other over NVLink, some 0.5 GB a step of the smallest, is left out. */
 typedef struct LlmC {
     const char *card;
     int64_t layers, width, sequences;
@@ -507,12 +513,12 @@ static double llmc(LlmC run) {
 }
 
 /* ---- llm-foundry: MPT --------------------------------------------------------------------- */
-/* mosaicml/llm-foundry, scripts/train/benchmarking/README.md (tokens a second of one card), and its
- * submit_benchmarks.py: PyTorch 2.1 without compilation, amp_bf16, FSDP over 8 cards of one machine,
- * LayerNorm in bf16, FlashAttention 1 in Triton, no recomputation; two metrics of every micro-batch, each
- * a cross-entropy in f32 (mosaicml/composer, trainer.py: _eval_train_metrics).  The optimizer has an
- * eighth of the weights, once in several micro-batches; that and what the cards tell each other is
- * left out. */
+/* mosaicml/llm-foundry, scripts/train/benchmarking/README.md (tokens a second of one card), and
+ * its submit_benchmarks.py: PyTorch 2.1 without compilation, amp_bf16, FSDP over 8 cards of one
+ * machine, LayerNorm in bf16, FlashAttention 1 in Triton, no recomputation; two metrics of
+ * every micro-batch, each a cross-entropy in f32 (mosaicml/composer, trainer.py:
+ * _eval_train_metrics).  The optimizer has an eighth of the weights, once in several
+ * micro-batches; that and what the cards tell each other is left out. */
 typedef struct Mpt {
     const char *card;
     int64_t layers, width, sequences, positions;
@@ -545,9 +551,10 @@ static double mpt(Mpt run) {
 }
 
 /* ---- nanoGPT on one A100 80 GB -------------------------------------------------------------- */
-/* A. Karpathy, "Let's reproduce GPT-2 (124M)" (June 2024), whose chapters are named after the times:
- * 16 sequences of 1,024, one A100 SXM 80 GB, PyTorch: 1,000 ms in f32, 130 ms in bf16 by torch.compile
- * with scores stored, 96 ms with FlashAttention, 93 ms with 50,304 tokens; AdamW not fused. */
+/* A. Karpathy, "Let's reproduce GPT-2 (124M)" (June 2024), whose chapters are named after the
+ * times:  16 sequences of 1,024, one A100 SXM 80 GB, PyTorch: 1,000 ms in f32, 130 ms in bf16
+ * by torch.compile with scores stored, 96 ms with FlashAttention, 93 ms with 50,304 tokens;
+ * AdamW not fused. */
 enum { NANO_B = 16, NANO_S = 1024, NANO_C = 768, NANO_L = 12, NANO_H = 12 };
 enum { NANO_N = NANO_B * NANO_S, NANO_K = NANO_C / NANO_H };
 
@@ -576,7 +583,8 @@ static void nano_scores(Published *p, double bytes) {
     pass(p, NANO_L, bytes);
 }
 
-/* What torch.compile makes of the rest: a residual stream in f32, each norm with the sum before it. */
+/* What torch.compile makes of the rest: a residual stream in f32, each norm with the sum before
+ * it. */
 static void nano_fused(Published *p, int64_t vocabulary) {
     double e = 2.0 * NANO_N * NANO_C;
     passes(p, NANO_L, 2, 12 * e); /* sum and norm: x and its part in, x and the norm out */

@@ -1,5 +1,5 @@
-/* The simulated card sees what a real one would let pass, sometimes: each of these mistakes, made on
- * purpose in a child process, ends it with code 99 and a sentence. */
+/* The simulated card sees what a real one would let pass, sometimes: each of these mistakes,
+ * made on purpose in a child process, ends it with code 99 and a sentence. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>

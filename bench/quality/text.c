@@ -1,14 +1,15 @@
-/* The text of the experiment: documents from files, cleaned, split, without duplicates, shuffled.
+/* The text of the experiment: documents from files, cleaned, split, without duplicates,
+ * shuffled.
  *     text LIST OUT
- * LIST has a line a file: source, tab, path (plain, .gz or .dz).  A dictionary's file is cut into
- * its entries; any other file is one document.  Written: OUT/train.txt, and for each source
- * OUT/valid-SOURCE.txt and OUT/test-SOURCE.txt.  Counts go to standard output.
+ * LIST has a line a file: source, tab, path (plain, .gz or .dz).  A dictionary's file is cut
+ * into its entries; any other file is one document.  Written: OUT/train.txt, and for each
+ * source OUT/valid-SOURCE.txt and OUT/test-SOURCE.txt.  Counts go to standard output.
  *
  * Everything is a function of the texts: a document's split is the hash of its name (1 of 100
  * documents is `valid`, 4 are `test`), its place the hash of its name under another seed.  A
- * paragraph of LEAST_PARAGRAPH bytes or more stands once in all: held-out text is seen first, so
- * that training text loses what is held out.  Shorter ones (`=back`, `Example::`) are syntax of
- * their source and stay. */
+ * paragraph of LEAST_PARAGRAPH bytes or more stands once in all: held-out text is seen first,
+ * so that training text loses what is held out.  Shorter ones (`=back`, `Example::`) are syntax
+ * of their source and stay. */
 #include <ctype.h>
 #include <stdbool.h>
 #include <stdint.h>

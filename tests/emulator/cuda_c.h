@@ -1,8 +1,8 @@
 /* tests/emulator/cuda_c.h: CUDA C as C17, for texts that the emulator runs.  It is put in front
  * of them by -include; what it declares is in emulator.c, and found when the object is loaded.
  *
- * Nothing here touches memory but by the registers of calls: the compiler's instrumentation would
- * report it as an access of the text. */
+ * Nothing here touches memory but by the registers of calls: the compiler's instrumentation
+ * would report it as an access of the text. */
 #ifndef COLAC_CUDA_C_H
 #define COLAC_CUDA_C_H
 
@@ -62,8 +62,8 @@ void *const emulator_sections[4] = {__start_colac_shared, __stop_colac_shared,
                                     __start_colac_guards, __stop_colac_guards};
 
 /* ---- barriers and shuffles ------------------------------------------------------------
- * A call is known by its return address: two calls must stay two.  (gcc has no word for this, and
- * at -O1 no pass that would make one of them.) */
+ * A call is known by its return address: two calls must stay two.  (gcc has no word for this,
+ * and at -O1 no pass that would make one of them.) */
 #if defined(__clang__)
 #define EMULATOR_MEETING __attribute__((convergent, nomerge))
 #else

@@ -1,5 +1,5 @@
-/* tests/emulator/emulator.c: launches.  Which thread runs, where threads wait for each other, and
- * the sentence about a fault.
+/* tests/emulator/emulator.c: launches.  Which thread runs, where threads wait for each other,
+ * and the sentence about a fault.
  *
  * A thread that waits chooses the next itself, and goes to its fibre; a fibre whose thread has
  * ended runs the next thread that has not begun.  So a kernel without barriers runs on a single
@@ -197,8 +197,8 @@ static void become(int thread) {
 
 /* ---- calls of the kernel -------------------------------------------------------------- */
 /* A function is called with at least as many arguments as it has parameters.  What is beyond is
- * harmless: under System V's x86-64 ABI and AAPCS64 alike the caller puts arguments in place, and
- * takes them away. */
+ * harmless: under System V's x86-64 ABI and AAPCS64 alike the caller puts arguments in place,
+ * and takes them away. */
 #define PASS4(i)  a[i], a[(i) + 1], a[(i) + 2], a[(i) + 3]
 #define PASS8(i)  PASS4(i), PASS4((i) + 4)
 #define PASS16(i) PASS8(i), PASS8((i) + 8)
@@ -385,8 +385,8 @@ static int source_lane(unsigned source, int lane, int argument) {
     return from < 0 || from >= WARP ? lane : (int)from;
 }
 
-/* The last that comes hands out the values, since the first to go on may give another one before
- * the others have run. */
+/* The last that comes hands out the values, since the first to go on may give another one
+ * before the others have run. */
 MEETING uint32_t emulator_shuffle(unsigned source, uint32_t mask, uint32_t value,
                                   int argument) {
     int self = running_thread();

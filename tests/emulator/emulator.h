@@ -1,10 +1,10 @@
-/* tests/emulator/emulator.h: runs CUDA C on the host, and watches it.  A test tool, built only by
- * tests.
+/* tests/emulator/emulator.h: runs CUDA C on the host, and watches it.  A test tool, built only
+ * by tests.
  *
  * The text is compiled as C17 by the host's compiler, unchanged, with cuda_c.h in front of it
  * (threadIdx, __shared__, __syncthreads, …) and with the compiler's instrumentation for thread
- * sanitizers, whose callbacks are ours: so every access to memory that may be shared is seen, in the
- * text that a GPU runs.  A thread of a block is a fibre; blocks run one after another.
+ * sanitizers, whose callbacks are ours: so every access to memory that may be shared is seen,
+ * in the text that a GPU runs.  A thread of a block is a fibre; blocks run one after another.
  *
  * What is found, each with the kernel, block, thread and line of the text:
  *
@@ -19,8 +19,8 @@
  *                   wait; likewise the lanes of a mask in a shuffle or a warp barrier
  *   misaligned      a vector access at no multiple of its size
  *
- * An interleaving is a function of the seed: which of the threads that can run goes on, switched at
- * barriers and shuffles, and which block is next. */
+ * An interleaving is a function of the seed: which of the threads that can run goes on,
+ * switched at barriers and shuffles, and which block is next. */
 #ifndef COLAC_EMULATOR_H
 #define COLAC_EMULATOR_H
 
@@ -29,16 +29,17 @@
 #include <stdint.h>
 
 typedef struct EmulatorModule EmulatorModule;
-/* Compiles texts that are complete (preludes included), one object each, and loads them.  NULL: the
- * compiler's message is on standard error.  Objects are kept by content in `folder`. */
+/* Compiles texts that are complete (preludes included), one object each, and loads them.  NULL:
+ * the compiler's message is on standard error.  Objects are kept by content in `folder`. */
 EmulatorModule *emulator_compile(const char *const *sources, int count, const char *folder);
 void emulator_unload(EmulatorModule *module);
 /* A __global__ function, declared extern "C" in CUDA and plain in C; NULL. */
 typedef void *EmulatorFunction;
 EmulatorFunction emulator_function(const EmulatorModule *module, const char *name);
 
-/* Memory that kernels may be given, with its extent; what is not registered is outside.  An argument
- * that points into a registered buffer may reach all of it, unless `extents` says how far. */
+/* Memory that kernels may be given, with its extent; what is not registered is outside.  An
+ * argument that points into a registered buffer may reach all of it, unless `extents` says how
+ * far. */
 void emulator_register(void *begin, size_t bytes);
 void emulator_unregister(void *begin);
 /* Marks bytes of a registered buffer as never stored. */
@@ -57,8 +58,8 @@ typedef struct EmulatorLaunch {
     int argument_count;
     uint64_t seed;                  /* 0: threads and blocks in order */
 } EmulatorLaunch;
-/* Runs it.  NULL, or a sentence about the first fault; then memory holds what was stored so far.
- * The sentence is the emulator's and lives until the next launch. */
+/* Runs it.  NULL, or a sentence about the first fault; then memory holds what was stored so
+ * far.  The sentence is the emulator's and lives until the next launch. */
 const char *emulator_launch(const EmulatorLaunch *launch);
 
 #endif

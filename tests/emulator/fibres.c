@@ -29,8 +29,8 @@ static Fibre host, *made, *free_ones, *came_from;
 static void (*fibre_body)(void);
 
 /* ---- switches ------------------------------------------------------------------------- */
-/* Saves what a call preserves on the stack, and the stack's pointer at `save`; goes on with what
- * was so saved, and has its stack's pointer at `load`. */
+/* Saves what a call preserves on the stack, and the stack's pointer at `save`; goes on with
+ * what was so saved, and has its stack's pointer at `load`. */
 void emulator_switch(void **save, void *load);
 
 #if defined(__x86_64__)

@@ -1,6 +1,7 @@
 /* tests/emulator/objects.c: texts -> loaded objects, by the host's compiler; and from addresses
- * in them back to lines of the text, by binutils' addr2line, which is there where gcc is.  It is
- * asked when a fault is told, or where the compiler has copied a call at which threads meet. */
+ * in them back to lines of the text, by binutils' addr2line, which is there where gcc is.
+ * It is asked when a fault is told, or where the compiler has copied a call at which threads
+ * meet. */
 #include "tests/emulator/private.h"
 
 #include <dlfcn.h>
@@ -13,9 +14,9 @@
 static const char prefix_path[] = "tests/emulator/cuda_c.h"; /* tests run in the root */
 
 /* -fsanitize=thread calls shadow.c before every access; =alignment where an address is odd.  The
- * sanitizers' own libraries are kept out by -nostdlib, and calls that could be meant for them, or
- * for the C library, get names of ours.  No pass may make one call of two: -O1.  Of what clang
- * says in DWARF 5 binutils 2.40 misses which call a function is in line of. */
+ * sanitizers' own libraries are kept out by -nostdlib, and calls that could be meant for them,
+ * or for the C library, get names of ours.  No pass may make one call of two: -O1.  Of what
+ * clang says in DWARF 5 binutils 2.40 misses which call a function is in line of. */
 static const char flags[] =
     "-std=c17 -O1 -gdwarf-4 -fPIC -shared -fsanitize=thread,alignment -ffp-contract=off "
     "-fno-math-errno -fno-strict-aliasing -fno-optimize-sibling-calls "

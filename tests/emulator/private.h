@@ -17,8 +17,9 @@ enum { WARP = 32, MAX_THREADS = 1024, MAX_WARPS = MAX_THREADS / WARP, MAX_ARGUME
 enum { GUARD_BYTES = 64 }; /* as in cuda_c.h */
 
 /* ---- shadow.c: memory ------------------------------------------------------------------- */
-/* Of each unit of memory, who has stored and loaded it last.  Units are words of 4 bytes; one of
- * which a part was touched alone is split into two of 2 bytes, and they likewise into bytes. */
+/* Of each unit of memory, who has stored and loaded it last.  Units are words of 4 bytes;
+ * one of which a part was touched alone is split into two of 2 bytes, and they likewise into
+ * bytes. */
 typedef struct Cell {
     uint64_t stored, loaded;
 } Cell;
@@ -106,8 +107,8 @@ int running_thread(void);
 bool is_own_stack(uintptr_t address, size_t size);
 
 /* ---- shadow.c: time ----------------------------------------------------------------------
- * A stamp is drawn when a block starts and whenever barriers are passed; an access is marked with
- * its thread's last one. */
+ * A stamp is drawn when a block starts and whenever barriers are passed; an access is marked
+ * with its thread's last one. */
 extern uint64_t shadow_access_limit; /* of a launch: a loop that does not end is ended by it */
 void shadow_begin_launch(Object *object, Range *ranges, int range_count);
 void shadow_end_launch(void);

@@ -9,17 +9,17 @@
  *
  * Blocks have no order, and shuffles give none: that is CUDA's own wording for __shfl_*_sync.
  *
- * A stamp is drawn at each block's start and for each barrier that is passed, ascending for ever;
- * an access is marked with the last one of its thread.  So of a mark it is seen whether it is of
- * this launch, this block, since the block's last barrier (a phase); and for what is of this
- * phase and of the same warp, `known` has for each two lanes the last stamp of the one that is
- * ordered before what the other does now.
+ * A stamp is drawn at each block's start and for each barrier that is passed, ascending for
+ * ever; an access is marked with the last one of its thread.  So of a mark it is seen whether
+ * it is of this launch, this block, since the block's last barrier (a phase); and for what is
+ * of this phase and of the same warp, `known` has for each two lanes the last stamp of the one
+ * that is ordered before what the other does now.
  *
  * A cell has the last store, and of the loads since one mark, with a run of lanes and whether
  * there were other warps, or other blocks.  That is exact where warps are synchronized whole.
  * Where they are in parts: a race is missed when of two lanes that have loaded the same, and do
- * not know of each other, only the one that came first is synchronized with; and one too many is
- * told when parts are no runs of lanes, of a lane between two that have loaded. */
+ * not know of each other, only the one that came first is synchronized with; and one too many
+ * is told when parts are no runs of lanes, of a lane between two that have loaded. */
 #include "tests/emulator/private.h"
 
 #include <sys/mman.h>
@@ -307,9 +307,9 @@ static void check_loaded(const Access *access, uint64_t loaded) {
     fault(access, RACE_LOADED, thread, NOBODY);
 }
 
-/* The mark of loads after one more by the thread that runs, where there were some in this launch.
- * A load that is ordered before this one need not be kept: what comes after this one comes after
- * both. */
+/* The mark of loads after one more by the thread that runs, where there were some in this
+ * launch.  A load that is ordered before this one need not be kept: what comes after this one
+ * comes after both. */
 static uint64_t joined_loads(uint64_t loaded) {
     uint64_t flags = loaded < now.block ? SEVERAL_BLOCKS : loaded & SEVERAL_BLOCKS;
     if (loaded < now.phase)

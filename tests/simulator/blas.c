@@ -1,5 +1,5 @@
-/* tests/simulator/blas.c: cuBLASLt by colac's own products, so that a run on the simulated card has the
- * CPU's bits. */
+/* tests/simulator/blas.c: cuBLASLt by colac's own products, so that a run on the simulated card
+ * has the CPU's bits. */
 #include "runtime/runtime.h"
 #include "tests/emulator/emulator.h"
 #include "tests/simulator/simulator.h"
@@ -154,8 +154,8 @@ cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t p
     return CUBLAS_STATUS_SUCCESS;
 }
 
-/* An "algorithm" is what a call must then come with: so much workspace, operands aligned so, and the shape
- * that it was chosen for. */
+/* An "algorithm" is what a call must then come with: so much workspace, operands aligned so,
+ * and the shape that it was chosen for. */
 enum { ALGORITHM_WORKSPACE, ALGORITHM_ALIGNMENT, ALGORITHM_SHAPE = 5 };
 
 static uint64_t shape_number(cublasLtMatmulDesc_t operation, cublasLtMatrixLayout_t a,

@@ -1,5 +1,5 @@
-/* tests/simulator/memory.c: the card's memory.  Its addresses are no addresses of the process: who
- * follows one on the host crashes. */
+/* tests/simulator/memory.c: the card's memory.  Its addresses are no addresses of the process:
+ * who follows one on the host crashes. */
 #include "tests/emulator/emulator.h"
 #include "tests/simulator/simulator.h"
 

@@ -154,8 +154,8 @@ nvrtcResult nvrtcDestroyProgram(nvrtcProgram *program) {
     return NVRTC_SUCCESS;
 }
 
-/* The name of the __global__ function that is declared after `at`; where its parameters begin; NULL:
- * no more. */
+/* The name of the __global__ function that is declared after `at`; where its parameters begin;
+ * NULL:  no more. */
 static const char *next_function(const char *at, char name[512]) {
     at = strstr(at, "\nCOLAC_KERNEL __launch_bounds__(");
     if (!at)
@@ -236,7 +236,8 @@ struct CUmod_st {
     struct CUfunc_st *functions;
 };
 
-/* Compiled kernels call the emulator, which is in this object: its symbols become everyone's. */
+/* Compiled kernels call the emulator, which is in this object: its symbols become
+ * everyone's. */
 static void become_global(void) {
     static bool done;
     Dl_info info;
@@ -262,7 +263,8 @@ CUresult cuModuleLoadData(CUmodule *module, const void *bytes) {
     const Image *image = bytes;
     if (memcmp(image->magic, magic, sizeof magic) != 0)
         fault("this is no cubin of the simulated NVRTC");
-    /* A card runs cubins of its own generation, and no newer ones; Tegra's (87, 101) are apart. */
+    /* A card runs cubins of its own generation, and no newer ones; Tegra's (87, 101) are
+     * apart. */
     int card = settings()->architecture, made_for = image->architecture;
     bool apart = made_for == 87 || made_for == 101 || card == 87 || card == 101;
     if (made_for / 10 != card / 10 || made_for > card || (apart && made_for != card))

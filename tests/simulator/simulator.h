@@ -1,5 +1,6 @@
-/* tests/simulator/simulator.h: a CUDA driver, NVRTC and cuBLASLt without a card, behind the same symbols.
- * One shared object under the names of all three; LD_LIBRARY_PATH leads the unmodified colac to it.
+/* tests/simulator/simulator.h: a CUDA driver, NVRTC and cuBLASLt without a card, behind the
+ * same symbols.  One shared object under the names of all three; LD_LIBRARY_PATH leads the
+ * unmodified colac to it.
  *
  *   memory.c    the card's memory and pinned memory; what is read before it was stored, stale pointers
  *   stream.c    streams, events, graphs: queues that are worked off later than they are filled
@@ -7,8 +8,8 @@
  *   blas.c      cuBLASLt: products by colac's own library, whose symbols are in the program
  *   control.c   what COLAC_SIMULATE asks for: failing calls, sizes, a report at exit
  *
- * A fault of ours (a race, a stale pointer, pinned memory that is used again too early, …) is told on
- * standard error and ends the process with code 99, so that no test misses it.
+ * A fault of ours (a race, a stale pointer, pinned memory that is used again too early, …) is
+ * told on standard error and ends the process with code 99, so that no test misses it.
  *
  * COLAC_SIMULATE: any of, separated by commas
  *   fail=NAME:N    the N-th call of that function fails (memory calls for want of memory, others as
@@ -52,14 +53,15 @@ typedef struct Settings {
 const Settings *settings(void);
 /* Counts a call.  True where it has to fail. */
 bool called(const char *name);
-/* Giving memory and taking it back, which a thread must not ask for while its stream captures: the
- * capture is void then. */
+/* Giving memory and taking it back, which a thread must not ask for while its stream captures:
+ * the capture is void then. */
 #define REFUSE_WHILE_CAPTURING()                                                               \
     do {                                                                                       \
         if (void_capture())                                                                    \
             return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;                                      \
     } while (0)
-/* CALL(cuInit) at a function's head: counts, and fails with `result` where that is asked for. */
+/* CALL(cuInit) at a function's head: counts, and fails with `result` where that is asked
+ * for. */
 #define CALL(name, result)                                                                     \
     do {                                                                                       \
         if (called(#name))                                                                     \
@@ -78,8 +80,8 @@ void count_replayed(void);
 void count_tf32(bool allowed); /* products that may round to TF32; they are not rounded here */
 
 /* ---- memory.c ----------------------------------------------------------------------------- */
-/* Where the card's memory is in ours.  `bytes` from there must be of one allocation; else a fault, which
- * names `what` reads or writes. */
+/* Where the card's memory is in ours.  `bytes` from there must be of one allocation; else a
+ * fault, which names `what` reads or writes. */
 void *host_of(CUdeviceptr address, size_t bytes, const char *what);
 /* Of the allocation that has the address: its number, counted from 1; 0: there is none. */
 uint64_t allocation_of(CUdeviceptr address);

@@ -1,5 +1,5 @@
-/* tests/simulator/stream.c: streams, events and graphs.  What is asked for is queued, and worked off
- * when somebody waits, or at any other time. */
+/* tests/simulator/stream.c: streams, events and graphs.  What is asked for is queued, and
+ * worked off when somebody waits, or at any other time. */
 #include "tests/emulator/emulator.h"
 #include "tests/simulator/simulator.h"
 
