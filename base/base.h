@@ -77,7 +77,7 @@ typedef struct Text {
 void text_append(Text *text, const char *bytes, size_t length);
 void text_puts(Text *text, const char *string);
 void text_printf(Text *text, const char *format, ...) PRINTF_LIKE(2, 3);
-void text_vprintf(Text *text, const char *format, va_list args);
+void text_vprintf(Text *text, const char *format, va_list args) PRINTF_LIKE(2, 0);
 void text_free(Text *text);
 const char *text_string(const Text *text); /* "" for an empty one */
 /* 163.2 MiB */

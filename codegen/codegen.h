@@ -302,12 +302,10 @@ typedef struct Program {
     int64_t step_count;
     Step *steps;
     int host_scalar_count;
-    NodeId *host_scalars; /* evaluated before each run by program_scalar */
+    NodeId *host_scalars; /* evaluated before each run; -1 - i: the function's i-th scalar */
     const Function *function;
     int64_t arena_bytes; /* the plan's, or more where scratch finds no gap in it */
 } Program;
-/* The value of host scalar `index`, given the function's runtime scalars. */
-double program_scalar(const Program *program, int index, const double *arguments);
 
 /* What a device gives programs.  The bits are the same for any. */
 typedef struct Room {
@@ -347,10 +345,10 @@ void program_set_free(ProgramSet *set);
 MemoryTable program_memory(const ProgramSet *set);
 const Program *program_find(const ProgramSet *set, const char *name); /* NULL */
 void program_print(const ProgramSet *set, const Program *program, Text *out);
-/* Adds the prelude and the text of all kernels, as `print` prints one, to `parts` texts: about
- * equal work in each.  `homes`: by kernel, the text that has it; or NULL. */
-void emit_kernels(const ProgramSet *set,
-                  void (*print)(Kernel *kernel, const char *name, Text *out), int parts,
+/* Adds the prelude and the text of all kernels, as `print` prints one, to `parts` texts, all of
+ * about equal length.  `homes`: by kernel, the text that has it; or NULL. */
+typedef void KernelPrinter(const ProgramSet *set, int kernel, const void *data, Text *out);
+void emit_kernels(const ProgramSet *set, KernelPrinter *print, const void *data, int parts,
                   Text *out, int *homes);
 /* The C of all kernels so; each text begins with both preludes. */
 void emit_c(const ProgramSet *set, int parts, Text *out);

@@ -591,12 +591,6 @@ const Program *program_find(const ProgramSet *set, const char *name) {
     return NULL;
 }
 
-double program_scalar(const Program *program, int index, const double *arguments) {
-    NodeId source = program->host_scalars[index];
-    return source < 0 ? arguments[-1 - source]
-                      : interp_scalar(program->function, source, arguments);
-}
-
 /* ---- text ---------------------------------------------------------------------------- */
 
 static void print_operand(const Operand *operand, Text *out) {
@@ -661,12 +655,12 @@ static int by_length(const void *left, const void *right) {
 }
 
 /* The longest first, each to the text that is shortest by then. */
-void emit_kernels(const ProgramSet *set, void (*print)(Kernel *, const char *, Text *),
-                  int parts, Text *out, int *homes) {
+void emit_kernels(const ProgramSet *set, KernelPrinter *print, const void *data, int parts,
+                  Text *out, int *homes) {
     KernelText *kernels = checked_alloc((size_t)set->kernel_count * sizeof *kernels);
     for (int i = 0; i < set->kernel_count; i++) {
         kernels[i].number = i;
-        print(set->kernels[i], set->kernel_names[i], &kernels[i].text);
+        print(set, i, data, &kernels[i].text);
     }
     if (set->kernel_count)
         qsort(kernels, (size_t)set->kernel_count, sizeof *kernels, by_length);
@@ -686,8 +680,13 @@ void emit_kernels(const ProgramSet *set, void (*print)(Kernel *, const char *, T
     free(kernels);
 }
 
+static void print_kernel(const ProgramSet *set, int kernel, const void *unused, Text *out) {
+    (void)unused;
+    print_c(set->kernels[kernel], set->kernel_names[kernel], out);
+}
+
 void emit_c(const ProgramSet *set, int parts, Text *out) {
     for (int part = 0; part < parts; part++)
         text_puts(&out[part], embedded_prelude_c_h);
-    emit_kernels(set, print_c, parts, out, NULL);
+    emit_kernels(set, print_kernel, NULL, parts, out, NULL);
 }

@@ -337,7 +337,7 @@ static CubinResult *read_entries(const Build *build, const CudaSource *source) {
     result->resources = checked_alloc((size_t)source->launch_count * sizeof *result->resources);
     for (int i = 0; i < source->launch_count; i++) {
         result->resources[i].registers = -1;
-        string_map_set(&numbers, source->launches[i].name, i + 1);
+        string_map_set(&numbers, source->launches[i]->name, i + 1);
     }
     for (int i = 0; i < build->job_count && good; i++) {
         good = read_entry(result, i, build->jobs[i].entry, &numbers);

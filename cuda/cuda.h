@@ -57,7 +57,7 @@ typedef struct Launch {
     int64_t splits;
     ValueId dealt, row; /* the serial loop, and the index in it; -1 */
     int64_t blocks;
-    int shared_bytes;   /* of a block */
+    int shared_bytes;   /* of a block, but for what its reductions exchange */
     bool *waits;        /* by ValueId: the team waits before this instruction */
     int argument_count;
     int *arguments;     /* the kernel's pointers that it takes, ascending */
@@ -81,9 +81,10 @@ enum { CUDA_TEXTS = 8 };
 typedef struct CudaSource {
     int text_count; /* none is without a kernel */
     Text texts[CUDA_TEXTS];
+    LaunchList *kernels; /* by kernel; their launches are in the kernels' arenas */
+    int *homes;          /* by kernel: the text that defines its launches */
     int launch_count;
-    Launch *launches; /* what they point to is in the kernels' arenas */
-    int *homes;       /* by launch: the text that defines it */
+    const Launch **launches; /* all of them, kernel by kernel */
 } CudaSource;
 CudaSource cuda_source(const ProgramSet *set);
 void cuda_source_free(CudaSource *source);
@@ -143,8 +144,8 @@ typedef struct CubinResult {
 /* Compiles CUDA C texts by NVRTC for one architecture, in parallel.  Of the launches it takes
  * the names, of functions declared extern "C".  Cache: beside the C kernels' (jit.c), the key
  * covers the source, the options, NVRTC's version and the architecture.  An entry is the cubin,
- * and the compiler's log, from which the resources are read; with a trailer that shows damage;
- * it appears by rename (cache.c).  NULL after reporting: no NVRTC, an architecture that it does
+ * and a line of figures for each of its functions, from the compiler's log; a trailer shows
+ * damage; it appears by rename (cache.c).  NULL after reporting: no NVRTC, an architecture that it does
  * not know (with those that it does), or a failed compilation (our bug: the source is kept,
  * named, and the first lines of the log are in the report).
  * `or_an_older`: where NVRTC does not know the architecture, the newest before it of the same

@@ -216,16 +216,13 @@ static bool compile_kernels(CudaDevice *d, const CudaSource *source, Diagnostics
     return true;
 }
 
-/* The launches of a kernel, the first of which is the source's `first`. */
-static void load_kernel(CudaDevice *d, CudaKernel *kernel, const CudaSource *source,
-                        int first) {
+static void load_kernel(CudaDevice *d, CudaKernel *kernel, CUmodule module) {
     size_t launches = (size_t)kernel->list.count, most = 0;
     kernel->functions = checked_alloc(launches * sizeof *kernel->functions);
     for (size_t k = 0; k < launches; k++) {
         const Launch *launch = &kernel->list.launches[k];
         most = (size_t)launch->argument_count > most ? (size_t)launch->argument_count : most;
-        DRIVER(d, cuModuleGetFunction, &kernel->functions[k],
-               d->modules[source->homes[first + (int)k]], launch->name);
+        DRIVER(d, cuModuleGetFunction, &kernel->functions[k], module, launch->name);
     }
     kernel->parameters = checked_alloc(most * sizeof *kernel->parameters);
     kernel->arguments = checked_alloc(most * sizeof *kernel->arguments);
@@ -239,10 +236,9 @@ static void load_kernels(CudaDevice *d, const ProgramSet *set, const CudaSource 
         DRIVER(d, cuModuleLoadData, &d->modules[i], d->cubins->cubins[i].bytes);
     d->kernel_count = set->kernel_count;
     d->kernels = checked_alloc((size_t)set->kernel_count * sizeof *d->kernels);
-    for (int i = 0, first = 0; i < set->kernel_count; i++) {
-        d->kernels[i].list = launches_of(set->kernels[i], set->kernel_names[i]);
-        load_kernel(d, &d->kernels[i], source, first);
-        first += d->kernels[i].list.count;
+    for (int i = 0; i < set->kernel_count; i++) {
+        d->kernels[i].list = source->kernels[i];
+        load_kernel(d, &d->kernels[i], d->modules[source->homes[i]]);
     }
 }
 

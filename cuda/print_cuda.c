@@ -1,19 +1,19 @@
 /* cuda/print_cuda.c: a kernel as CUDA C, a __global__ function for each of its launches.
  *
- * Thread t of a team runs every n * width-th vector of neighbours of a lanes loop:
+ * Each of the n threads of a team runs every n-th vector of neighbours of a lanes loop:
  *
  *     for (int base = 4 * thread; base < 512; base += 128) {
  *         float next_x_5[4];
- *         load_f32_4(next_x_5, in_x + 512 * row_1 + base);
- *         float next_y_9[4];
- *         #pragma unroll
+ *         load_f32_4(next_x_5, &in_x[512 * B_1 + base]);
+ *         float next_store_9[4];
+ * #pragma unroll
  *         for (int v = 0; v < 4; v++) {
- *             const int d_3 = base + v;
+ *             const int D_3 = base + v;
  *             const float x_5 = next_x_5[v];
  *             …
- *             next_y_9[v] = v8;
+ *             next_store_9[v] = v8;
  *         }
- *         store_f32_4(out_y + 512 * row_1 + base, next_y_9);
+ *         store_f32_4(&out_y[512 * B_1 + base], next_store_9);
  *     }
  *
  * The team's own values are computed by every thread of it; its stores are the first
@@ -586,38 +586,35 @@ void print_cuda(Kernel *kernel, const char *name, const LaunchList *launches, Te
     }
 }
 
-static void print_kernel(Kernel *kernel, const char *name, Text *out) {
-    LaunchList launches = launches_of(kernel, name);
-    print_cuda(kernel, name, &launches, out);
+static void print_kernel(const ProgramSet *set, int kernel, const void *data, Text *out) {
+    const LaunchList *launches = data;
+    print_cuda(set->kernels[kernel], set->kernel_names[kernel], &launches[kernel], out);
 }
 
 CudaSource cuda_source(const ProgramSet *set) {
-    CudaSource source = {.text_count =
-                             set->kernel_count < CUDA_TEXTS ? set->kernel_count : CUDA_TEXTS};
-    int *homes = checked_alloc((size_t)set->kernel_count * sizeof *homes);
-    ARRAY(Launch) launches = {0};
-    ARRAY(int) launch_homes = {0};
+    int count = set->kernel_count;
+    CudaSource source = {.text_count = count < CUDA_TEXTS ? count : CUDA_TEXTS};
+    source.kernels = checked_alloc((size_t)count * sizeof *source.kernels);
+    source.homes = checked_alloc((size_t)count * sizeof *source.homes);
+    for (int i = 0; i < count; i++) {
+        source.kernels[i] = launches_of(set->kernels[i], set->kernel_names[i]);
+        source.launch_count += source.kernels[i].count;
+    }
+    source.launches = checked_alloc((size_t)source.launch_count * sizeof *source.launches);
+    for (int i = 0, at = 0; i < count; i++)
+        for (int k = 0; k < source.kernels[i].count; k++)
+            source.launches[at++] = &source.kernels[i].launches[k];
     for (int i = 0; i < source.text_count; i++)
         text_puts(&source.texts[i], embedded_prelude_cuda_h);
-    emit_kernels(set, print_kernel, source.text_count, source.texts, homes);
-    for (int i = 0; i < set->kernel_count; i++) {
-        LaunchList list = launches_of(set->kernels[i], set->kernel_names[i]);
-        for (int k = 0; k < list.count; k++) {
-            array_push(&launches, list.launches[k]);
-            array_push(&launch_homes, homes[i]);
-        }
-    }
-    free(homes);
-    source.launch_count = (int)launches.count;
-    source.launches = launches.data;
-    source.homes = launch_homes.data;
+    emit_kernels(set, print_kernel, source.kernels, source.text_count, source.texts,
+                 source.homes);
     return source;
 }
 
 bool cuda_source_fits(const CudaSource *source, const Module *module,
                       Diagnostics *diagnostics) {
     for (int i = 0; i < source->launch_count; i++) {
-        const Launch *launch = &source->launches[i];
+        const Launch *launch = source->launches[i];
         if (launch->blocks <= MOST_BLOCKS)
             continue;
         help(error_in_file(
@@ -633,7 +630,8 @@ bool cuda_source_fits(const CudaSource *source, const Module *module,
 void cuda_source_free(CudaSource *source) {
     for (int i = 0; i < source->text_count; i++)
         text_free(&source->texts[i]);
-    free(source->launches);
+    free(source->kernels);
     free(source->homes);
+    free(source->launches);
     *source = (CudaSource){0};
 }

@@ -191,7 +191,7 @@ static void report_launches(const CudaSource *source, const CubinResult *result,
     text_printf(out, "\n%9s %7s %9s %9s %7s %9s  %s\n", "blocks", "threads", "registers",
                 "shared B", "spill B", "occupancy", "kernel");
     for (int i = 0; i < source->launch_count; i++) {
-        const Launch *launch = &source->launches[i];
+        const Launch *launch = source->launches[i];
         const KernelResources *r = &result->resources[i];
         int threads = launch->threads * launch->teams;
         char occupancy[16] = "";
@@ -212,7 +212,7 @@ static json_t *launches_json(const CudaSource *source, const CubinResult *result
     const Card *card = card_of_architecture(architecture);
     json_t *array = json_array();
     for (int i = 0; i < source->launch_count; i++) {
-        const Launch *launch = &source->launches[i];
+        const Launch *launch = source->launches[i];
         const KernelResources *r = &result->resources[i];
         json_t *object =
             json_pack("{s:s, s:I, s:i}", "name", launch->name, "blocks",

@@ -127,6 +127,13 @@ FUZZ_UNUSED static char *operand_memory(const Machine *m, const Operand *operand
            operand->offset;
 }
 
+/* The value of host scalar `index`, given the function's runtime scalars. */
+FUZZ_UNUSED static double program_scalar(const Program *program, int index, const double *arguments) {
+    NodeId source = program->host_scalars[index];
+    return source < 0 ? arguments[-1 - source]
+                      : interp_scalar(program->function, source, arguments);
+}
+
 FUZZ_UNUSED static void call_kernel(const Machine *m, const Program *program, const Step *step,
                         void *const *buffers) {
     double arguments[32];

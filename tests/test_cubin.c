@@ -51,9 +51,8 @@ static const char *const two_names[] = {"plain", "shares"};
 static CubinResult *compile(const char *text, const char *const *names, int count,
                             CudaArchitecture architecture, Diagnostics *diagnostics) {
     Launch launches[2] = {{0}};
-    int homes[2] = {0};
-    CudaSource source = {
-        .text_count = 1, .launch_count = count, .launches = launches, .homes = homes};
+    const Launch *named[2] = {&launches[0], &launches[1]};
+    CudaSource source = {.text_count = 1, .launch_count = count, .launches = named};
     for (int i = 0; i < count; i++)
         launches[i].name = names[i];
     text_puts(&source.texts[0], text);
@@ -269,7 +268,7 @@ static void check_set(const ProgramSet *set, CudaArchitecture architecture,
         diagnostics_print(diagnostics, stderr);
     assert_non_null(result);
     for (int i = 0; i < source.launch_count; i++)
-        check_launch(&source.launches[i], &result->resources[i]);
+        check_launch(source.launches[i], &result->resources[i]);
     cubin_free(result);
     cuda_source_free(&source);
 }

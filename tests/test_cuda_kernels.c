@@ -31,7 +31,7 @@ static void emulate(const ProgramSet *set) {
     emulated.launches =
         arena_alloc_array(set->arena, (size_t)set->kernel_count, sizeof(LaunchList));
     for (int i = 0; i < set->kernel_count; i++)
-        emulated.launches[i] = launches_of(set->kernels[i], set->kernel_names[i]);
+        emulated.launches[i] = source.kernels[i];
     cuda_source_free(&source);
 }
 
