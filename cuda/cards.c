@@ -41,11 +41,15 @@ const Card *card_find(const char *name) {
     return NULL;
 }
 
-const Card *card_of_architecture(CudaArchitecture architecture) {
-    for (int i = 0; i < COUNT_OF(cards); i++)
-        if (cards[i].architecture == architecture)
-            return &cards[i];
+const Card *card_after(const Card *card, CudaArchitecture architecture) {
+    for (const Card *next = card ? card + 1 : cards; next < cards + COUNT_OF(cards); next++)
+        if (next->architecture == architecture)
+            return next;
     return NULL;
+}
+
+const Card *card_of_architecture(CudaArchitecture architecture) {
+    return card_after(NULL, architecture);
 }
 
 static int units(int amount, int unit) {

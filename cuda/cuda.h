@@ -235,6 +235,8 @@ const Card *card_at(int index);
 const Card *card_find(const char *name); /* NULL */
 /* The first of an architecture; NULL. */
 const Card *card_of_architecture(CudaArchitecture architecture);
+/* The next of that architecture after `card` (NULL: the first); NULL: there are no more. */
+const Card *card_after(const Card *card, CudaArchitecture architecture);
 /* Blocks of a launch that a processor holds at a time, given what the compiler says. */
 int card_resident_blocks(const Card *card, const Launch *launch, const KernelResources *resources);
 

@@ -77,8 +77,11 @@ static void print_table(const Options *options, const Compilation *compilation,
         printf("    in factorized blocks %20s\n", with_commas(figures->low_rank, buffer));
     print_flops(figures);
     print_memory(&figures->memory, compilation->module);
-    printf("  a step runs %d kernels, %d matrix products, %d copies\n", figures->kernels,
-           figures->dots, figures->copies);
+    printf("  a micro-batch and an update run %d kernels and %d matrix products",
+           figures->kernels, figures->dots);
+    if (figures->copies || figures->zeroes)
+        printf("; %d times bytes are copied or set to 0", figures->copies + figures->zeroes);
+    putchar('\n');
 }
 
 static void append_axes(const Module *module, const AxisId *axes, int count, Text *out) {

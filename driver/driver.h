@@ -121,7 +121,7 @@ typedef struct Figures {
     int card_count;               /* cards that it is predicted for, and for each */
     const Card *cards[MAX_CARDS];
     double on_card[MAX_CARDS];    /* seconds of a training step, which nobody has measured */
-    int kernels, dots, copies;
+    int kernels, dots, copies, zeroes; /* steps of a micro-batch and an update; memory set to 0 */
 } Figures;
 Figures figures_of(const Compiled *compiled, const Options *options);
 bool figures_fit(const Figures *figures, const Card *card); /* the peak, in its memory */

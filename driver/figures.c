@@ -78,6 +78,17 @@ static double published_flops(const Compiled *compiled, double tokens) {
     return asked ? published_recompute_flops(&context, micro) / tokens : 0;
 }
 
+/* What a micro-batch or an update runs. */
+static void count_steps(const Program *program, Figures *figures) {
+    for (int64_t i = 0; program && i < program->step_count; i++) {
+        StepKind kind = program->steps[i].kind;
+        figures->kernels += kind == STEP_LAUNCH;
+        figures->dots += kind == STEP_PRODUCT;
+        figures->copies += kind == STEP_COPY;
+        figures->zeroes += kind == STEP_ZERO;
+    }
+}
+
 Figures figures_of(const Compiled *compiled, const Options *options) {
     const Compilation *compilation = compiled->compilation;
     const Module *module = compilation->module;
@@ -88,11 +99,8 @@ Figures figures_of(const Compiled *compiled, const Options *options) {
     figures.published = published_flops(compiled, (double)tokens);
     attention_flops(compiled, (double)tokens, &figures);
     figures.memory = planned_memory(compiled, options);
-    StructureCounts micro = structure_counts(module, "micro");
-    StructureCounts update = structure_counts(module, "update");
-    figures.kernels = micro.kernels + update.kernels;
-    figures.dots = micro.dots + update.dots;
-    figures.copies = micro.copies + update.copies;
+    count_steps(program_find(compiled->programs, "micro"), &figures);
+    count_steps(program_find(compiled->programs, "update"), &figures);
     return figures;
 }
 
@@ -123,7 +131,7 @@ void print_figures_json(const Figures *figures, const char *plan) {
     json_object_update_new(
         object,
         json_pack("{s:I, s:I, s:{s:f, s:f, s:f, s:f, s:f}, s:{s:I, s:I, s:I, s:I, s:I, s:I, "
-                  "s:I, s:I}, s:i, s:i, s:i}",
+                  "s:I, s:I}, s:i, s:i, s:i, s:i}",
                   "params", (json_int_t)figures->parameters, "params_low_rank",
                   (json_int_t)figures->low_rank, "flops_per_token", "forward", flops->forward,
                   "backward", flops->backward, "recompute", flops->recompute, "head",
@@ -133,7 +141,8 @@ void print_figures_json(const Figures *figures, const char *plan) {
                   (json_int_t)memory->copies, "tables", (json_int_t)memory->tables,
                   "kept_activations", (json_int_t)memory->kept_activations, "workspace",
                   (json_int_t)memory->workspace, "peak", (json_int_t)memory->peak, "kernels",
-                  figures->kernels, "dots", figures->dots, "copies", figures->copies));
+                  figures->kernels, "dots", figures->dots, "copies", figures->copies, "zeroes",
+                  figures->zeroes));
     if (figures->predicted > 0)
         json_object_set_new(object, "predicted_step_s", json_real(figures->predicted));
     if (figures->card_count) {

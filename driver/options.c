@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+enum { LEAST_TENSOR_BF16 = 80 }; /* the first architecture that multiplies bf16 and TF32 */
+
 typedef enum OptionKind {
     TAKES_NOTHING, /* sets a bool */
     TAKES_TEXT,
@@ -400,8 +402,10 @@ bool options_parse(Options *options, const Command *command, int argc, char **ar
         fprintf(stderr, "usage: colac %s %s\n", command->name, command->arguments);
         return false;
     }
-    options->request.no_bf16 = options->device != DEVICE_CUDA && !products_have_bf16();
-    options->request.no_tf32 = options->device != DEVICE_CUDA;
+    bool cuda = options->device == DEVICE_CUDA;
+    bool old = cuda && options->architecture && options->architecture < LEAST_TENSOR_BF16;
+    options->request.no_bf16 = cuda ? old : !products_have_bf16();
+    options->request.no_tf32 = !cuda || old;
     options->argument_count = argc;
     options->arguments = argv;
     options->request.path = options->file_count ? options->files[0] : NULL;

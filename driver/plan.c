@@ -268,15 +268,15 @@ typedef struct Predictor {
     double seconds; /* to time the products of one plan */
 } Predictor;
 
-/* The card that stands for an architecture, or where none is named, those that most have. */
+/* The cards of an architecture, or where none is named, those that most have. */
 static void find_cards(Predictor *predictor, CudaArchitecture architecture) {
     static const char *const usual[MAX_CARDS] = {"a100", "h100", "b200"};
     for (int i = 0; i < MAX_CARDS && !architecture; i++)
         predictor->cards[predictor->card_count++] = card_find(usual[i]);
     const Card *card = architecture ? card_of_architecture(architecture) : NULL;
-    if (card)
+    for (; card && predictor->card_count < MAX_CARDS; card = card_after(card, architecture))
         predictor->cards[predictor->card_count++] = card;
-    else if (architecture)
+    if (architecture && !predictor->card_count)
         fprintf(
             stderr,
             "--device cuda:sm_%d:1:1: warning: no figures of a card of this architecture are "

@@ -102,9 +102,10 @@ int run_data_command(Options *options) {
         json_decref(object);
     } else if (packed) {
         char train[32], validation[32];
-        printf("%s: %s tokens to train on, %s held out for validation, in %d files\n",
+        printf("%s: %s tokens to train on, %s held out for validation, in %d file%s\n",
                options->output, with_commas(report.train_tokens, train),
-               with_commas(report.validation_tokens, validation), report.files);
+               with_commas(report.validation_tokens, validation), report.files,
+               report.files == 1 ? "" : "s");
     }
     int code = finish(diagnostics);
     diagnostics_free(diagnostics);

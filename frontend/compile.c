@@ -344,14 +344,13 @@ void settle_precision(Compilation *c, const Request *request) {
     const char *name = c->tf32 ? "tf32" : "bf16";
     if (c->precision_directive)
         warning_at(c->diagnostics, c->precision_directive->span,
-                   "this processor does not multiply %s values: products are computed in f32",
+                   "this device does not multiply %s values: products are computed in f32",
                    name);
     else
-        warning_in_file(
-            c->diagnostics, request->path,
-            "`--precision %s`: this processor does not multiply %s values: products "
-            "are computed in f32",
-            name, name);
+        warning_in_file(c->diagnostics, request->path,
+                        "`--precision %s`: this device does not multiply %s values: products "
+                        "are computed in f32",
+                        name, name);
     set_precision(c, "f32");
 }
 

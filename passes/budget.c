@@ -326,16 +326,17 @@ static void refuse(Ladder *ladder) {
     }
     Arena *arena = arena_new();
     char bound[32], minimum[32], states[32];
-    Diagnostic *error =
-        error_at(ladder->context->diagnostics, compilation->memory->span,
-                 "a training step of `%s` takes at least %s (%lld bytes), and the bound is %s",
-                 compilation->model->name.text, bytes_text(least->peak, minimum),
-                 (long long)least->peak, bytes_text(compilation->memory_bytes, bound));
+    Diagnostic *error = error_at(
+        ladder->context->diagnostics, compilation->memory->span,
+        "a training step of `%s` takes at least %s (%lld bytes), and the bound is %s "
+        "(%lld)",
+        compilation->model->name.text, bytes_text(least->peak, minimum), (long long)least->peak,
+        bytes_text(compilation->memory_bytes, bound), (long long)compilation->memory_bytes);
     Module *module = plan_module(ladder, least);
     if (module) {
         MemoryTable table = memory_table(module);
         int64_t arena_bytes = table.arena;
-        note_at(error, (Span){0}, "%s of it are weights, moments and other states",
+        note_at(error, (Span){0}, "%s of it are weights, gradients, moments and other states",
                 bytes_text(table.peak - arena_bytes, states));
         note_live_values(error, module, arena);
     }

@@ -1,20 +1,5 @@
-/* passes/counts.c: what a module amounts to: dots, kernels, FLOPs. */
+/* passes/counts.c: what a module amounts to in FLOPs. */
 #include "passes/passes.h"
-
-StructureCounts structure_counts(const Module *module, const char *function_name) {
-    StructureCounts counts = {0};
-    const Function *function = module_find_function(module, function_name);
-    if (!function)
-        return counts;
-    counts.nodes = (int)function->nodes.count;
-    for (int64_t id = 0; id < function->nodes.count; id++) {
-        counts.dots += function->nodes.data[id].op == OP_DOT;
-        counts.copies += function->nodes.data[id].op == OP_COPY;
-    }
-    for (int64_t i = 0; i < function->groups.count; i++)
-        counts.kernels += function->groups.data[i].kind != GROUP_PRODUCT;
-    return counts;
-}
 
 double node_flops(const Function *function, const Node *node) {
     const Module *module = function->module;

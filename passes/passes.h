@@ -511,12 +511,6 @@ ArenaGaps *arena_gaps(const Function *function, Arena *arena);
 int64_t arena_gap(ArenaGaps *gaps, int32_t group, int64_t bytes, int64_t alignment);
 
 /* ---- counts.c ------------------------------------------------------------------------------ */
-/* Structure counts of a module after fuse, for `expect` lines of tests. */
-typedef struct StructureCounts {
-    int dots, kernels, copies, nodes;
-} StructureCounts;
-StructureCounts structure_counts(const Module *module, const char *function);
-
 /* FLOPs a token of `micro` (of `eval` where there is no micro), design 9.  forward, backward,
  * recompute: products inside blocks with whole squares; head: products in the model's own
  * scope, forward and backward; executed: all ops of the function, each once. */

@@ -183,6 +183,10 @@ static void keep_rules(Mapping *mapping) {
     mapping->rules.capacity = mapping->rules.count;
 }
 
+bool mapping_is_empty(const Mapping *mapping) {
+    return mapping->rules.count == 0;
+}
+
 Mapping *mapping_load(const char *model_path, Arena *arena, Diagnostics *diagnostics) {
     Mapping *mapping = arena_alloc(arena, sizeof *mapping);
     mapping->arena = arena;

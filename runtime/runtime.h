@@ -296,6 +296,7 @@ typedef struct Mapping Mapping;
 /* The mapping for a model file (models/llama.cola -> models/llama.map); an empty one when there
  * is none.  Memory in `arena`, which must outlive `diagnostics`.  NULL after reporting. */
 Mapping *mapping_load(const char *model_path, Arena *arena, Diagnostics *diagnostics);
+bool mapping_is_empty(const Mapping *mapping);
 const Source *mapping_source(const Mapping *mapping); /* NULL for an empty one */
 /* Loads weights under own names or, through the mapping, theirs, as each weight's is found in
  * the file, which may hold more tensors than needed; what is missing or of a wrong shape is

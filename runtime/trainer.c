@@ -123,6 +123,12 @@ static bool session_open(Session *session, Compilation *compilation, const Progr
     INTERNAL_CHECK(session->micro_batches * session->rows == compilation->recipe.batch);
     allocate_arguments(session);
     session->mapping = mapping_load(options->request->path, session->arena, diagnostics);
+    if (session->mapping && options->their_names && mapping_is_empty(session->mapping)) {
+        help(error_in_file(diagnostics, options->request->path,
+                           "`--names hf`: no text says which names those are"),
+             "it stands beside the model, as `llama.map` beside `llama.cola`");
+        return false;
+    }
     return session->mapping && open_data(session, for_evaluation) && open_engine(session, set);
 }
 
@@ -527,13 +533,15 @@ static void print_plan(const Training *training) {
     const Session *session = &training->session;
     int64_t batch = session->rows * session->micro_batches;
     int64_t samples = training->steps * batch;
-    fprintf(stderr,
-            "%lld parameters; %lld updates of %lld sequences of %lld tokens: %.2f passes over "
-            "%lld tokens\n",
-            (long long)parameters_of(session->module), (long long)training->steps,
-            (long long)batch, (long long)session->compilation->positions,
-            (double)samples / (double)token_data_samples(session->data),
-            (long long)token_data_tokens(session->data));
+    fprintf(
+        stderr,
+        "%lld parameters; %lld update%s of %lld sequence%s of %lld tokens: %.2f passes over "
+        "%lld tokens\n",
+        (long long)parameters_of(session->module), (long long)training->steps,
+        training->steps == 1 ? "" : "s", (long long)batch, batch == 1 ? "" : "s",
+        (long long)session->compilation->positions,
+        (double)samples / (double)token_data_samples(session->data),
+        (long long)token_data_tokens(session->data));
 }
 
 static void training_begin(Training *training) {

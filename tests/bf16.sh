@@ -90,11 +90,11 @@ single=$(kept) half=$(kept --precision bf16)
 
 export COLAC_BF16=0
 train lacking cola --precision bf16
-grep -q 'models/llama.cola:1:1: warning: `--precision bf16`: this processor does not' \
+grep -q 'models/llama.cola:1:1: warning: `--precision bf16`: this device does not' \
     "$work/lacking.log" || fail "no warning where the processor lacks bf16"
 cmp -s "$work/lacking/weights.safetensors" "$work/single/weights.safetensors" ||
     fail "without bf16: other weights than in f32"
 train lacking_by_plan "$work/plans.cola:half"
-grep -q 'plans.cola:1:26: warning: this processor does not multiply bf16' \
+grep -q 'plans.cola:1:26: warning: this device does not multiply bf16' \
     "$work/lacking_by_plan.log" || fail "no warning at the directive"
 exit $failed

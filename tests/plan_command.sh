@@ -275,6 +275,19 @@ printf 'model m {\n    input x: int[N] below V\n    param e: [V -> D] ~ ones\n  
 { cat "$work/none.cola"; echo 'plan full { }'; } >"$work/sums.cola"
 "$COLAC" plan "$work/sums.cola" --no-predict >"$work/out" 2>&1 || fail 'a model without products:' "$work/out"
 grep -q 'nan' "$work/out" && fail 'a ratio of nothing:' "$work/out"
+# All cards of an architecture; bf16 where there is none.
+"$COLAC" plan $llama --preset nano --plan full --device cuda:sm_90 >"$work/out" 2>&1 && grep -q ' h100 *h200$' "$work/out" ||
+    fail 'the cards of sm_90:' "$work/out"
+"$COLAC" check $llama --preset nano --precision bf16 --device cuda:sm_75 >"$work/out" 2>&1 &&
+    grep -q 'this device does not multiply bf16 values' "$work/out" || fail 'bf16 on sm_75:' "$work/out"
+"$COLAC" check $llama --preset nano --precision bf16 --device cuda:sm_80 2>&1 | grep -q 'does not multiply' && fail 'bf16 on sm_80 is refused'
+# What a step runs, as the programs say.
+"$COLAC" build $llama --preset nano --plan cola -o "$work/built" >"$work/out" 2>&1 || fail 'build:' "$work/out"
+"$COLAC" check $llama --preset nano --plan cola --json >"$work/out"
+for kind in launch:kernels product:dots copy:copies zero:zeroes; do
+    same "steps: ${kind%:*}" "$(key ${kind#*:} <"$work/out" | tail -n 1)" \
+        "$(cat "$work/built/micro.txt" "$work/built/update.txt" | grep -c "^  [0-9]* ${kind%:*} ")"
+done
 # More blocks than a grid has are said by build; the time is predicted all the same.
 "$COLAC" plan $llama --preset nano -D L=1 -D B=100000000 --plan full --device cuda >"$work/out" 2>&1 ||
     fail 'a very large batch on a card:' "$work/out"

@@ -80,6 +80,10 @@ grep -q 'help: ' "$work/moved.err" || fail "no remedy for divergence"
 cmp -s "$work/before" "$work/moved/weights.safetensors" || fail "a diverging run changed the weights"
 train checked --steps 3 --check-nan || fail "--check-nan stops a sound run: $(cat "$work/checked.err")"
 train checked --steps 2 --check-nan --device interpreter || fail "--check-nan stops a sound run in double: $(cat "$work/checked.err")"
+# names of Hugging Face that nothing tells
+cp "$work/texts/models/m.cola" "$work/texts/models/unmapped.cola"
+"$COLAC" train "$work/texts/models/unmapped.cola" $small --steps 1 --names hf --data "$work/data" --out "$work/unmapped" >"$work/out" 2>&1
+[ $? -eq 1 ] && grep -q 'unmapped.cola:1:1: error: `--names hf`' "$work/out" || fail "--names hf without a mapping: $(cat "$work/out")"
 # minus infinity in a table is no mistake, whatever a kernel has beside its pointers
 cat >"$work/minus.cola" <<'END'
 use "std.cola"
