@@ -190,11 +190,11 @@ static const char *remedy_for_token(const Parser *parser, Expected expected) {
 
     if (token.kind == TOKEN_EQUAL && expects(expected, "'='"))
         return "a name is given its value by `=`";
+    bool goes_on = expects_operator && before.first_on_line && !is_first(parser, before);
+    if (goes_on && (token.kind == '=' || is_word(token.kind)))
+        return "the line before ends in an operator or a comma, so its statement goes on here";
     if (token.kind == '=' && expects_operator)
-        return before.first_on_line
-                   ? "the line before ends in an operator or a comma, so its "
-                     "statement goes on here"
-                   : "equality is written `==`; a statement gives one name a value";
+        return "equality is written `==`; a statement gives one name a value";
     if (token.kind == TOKEN_ANY_DEPTH && expects_operator)
         return "a power is written `^`";
     if (is_comparison(token.kind) && !expects(expected, "=="))
