@@ -427,18 +427,23 @@ static bool show_plan(const Options *options, const char *name, Table *table) {
     return fine;
 }
 
-/* Every value of -D must be known to one plan. */
-static bool check_defines(const Options *options, const bool *known) {
+/* Every value of -D must be known to one plan.  Of one that is not the compiler says what is near, as it
+ * would with `plan` alone. */
+static bool check_defines(Options options, const char *plan, const bool *known) {
     bool fine = true;
-    for (int i = 0; i < options->request.define_count; i++) {
+    Request *request = &options.request;
+    Define *defines = options.defines;
+    int count = request->define_count;
+    request->plan = plan;
+    request->define_count = 1;
+    for (int i = 0; i < count; i++) {
         if (known[i])
             continue;
-        fprintf(stderr,
-                "%s:1:1: error: none of these plans, nor the model, knows `-D %s=%s`\n"
-                "      help: leave it out, or name a plan that declares it: `--plan NAME`\n",
-                options->request.path, options->request.defines[i].name,
-                options->request.defines[i].value);
-        fine = false;
+        Diagnostics *diagnostics = diagnostics_new();
+        request->defines = &defines[i];
+        compilation_free(compile_model(request, diagnostics));
+        fine &= finish(diagnostics) == 0;
+        diagnostics_free(diagnostics);
     }
     return fine;
 }
@@ -456,7 +461,7 @@ static bool show_plans(const Options *options, const PlanList *plans) {
         fine &= show_plan(options, plans->names.data[i], &table); /* all show */
     if (!options->json)
         print_foot(&table);
-    fine &= check_defines(options, table.known);
+    fine &= check_defines(*options, plans->names.data[plans->names.count - 1], table.known);
     if (table.predictor.machine)
         machine_profile_free(table.predictor.machine);
     return fine;

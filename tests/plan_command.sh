@@ -269,7 +269,9 @@ grep -q "bad.cola:1:22: error" "$work/err" || fail 'the place of the mistake is 
 "$COLAC" plan $llama --preset nano --plan full,cola -D R=8 --json >"$work/out" 2>&1 || fail 'full does not know R, cola does:' "$work/out"
 same '-D R=8' "$(sed -n 2p "$work/out" | key params_low_rank)" $((6 * (4 * 8 * 2 * 192 + 3 * 8 * (192 + 512))))
 "$COLAC" plan $llama --preset nano --plan full,gcp -D R=8 >"$work/out" 2>&1
-[ $? -eq 1 ] || fail 'no plan knows R' "$work/out"
+[ $? -eq 1 ] && grep -q 'help: it is declared by plan `cola`' "$work/out" || fail 'no plan knows R' "$work/out"
+"$COLAC" plan $llama --preset nano --plan full,cola -D Rr=8 --json >"$work/out" 2>&1
+[ $? -eq 1 ] && grep -q 'help: did you mean `R`' "$work/out" || fail 'no plan knows Rr' "$work/out"
 printf 'model m {\n    input x: int[N] below V\n    param e: [V -> D] ~ ones\n    minimize mean(e[x])\n}\ndim N = 2, V = 3, D = 4\n' >"$work/none.cola"
 # Without products there is no ratio of them.
 { cat "$work/none.cola"; echo 'plan full { }'; } >"$work/sums.cola"
