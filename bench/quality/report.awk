@@ -316,7 +316,7 @@ END {
     }
     printf "%d tuning runs are finished (24, and further ones where the best was at an edge), and %d of %d at full length.\n",
            runs[TUNE], runs[FULL], 2 * SEEDS * arm_count
-    printf "Setup `%s`; colac at %s; on %s; the runs took %.1f hours of shared processor time so far.\n\n", setup,
+    printf "Setup `%s`; colac at %s; on %s; the runs took %.1f hours of shared processor time.\n\n", setup,
            commit_list, processor_list, spent / 3600
     if (runs[FULL])
         hypotheses()
