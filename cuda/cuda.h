@@ -120,6 +120,7 @@ enum { CUDA_DRIVER_LEAST = 12000 }; /* as cuDriverGetVersion counts: 12.0 */
 /* ---- cubin.c -------------------------------------------------------------------------------
  * What a GPU is, for compiling: 80 for sm_80. */
 typedef int CudaArchitecture;
+enum { CUDA_LEAST_BF16 = 80 }; /* the first that multiplies bf16 and TF32 */
 /* "cuda:sm_90" or "sm_90" -> 90.  0: no such form. */
 CudaArchitecture cuda_architecture(const char *text);
 /* What the compiler says of a function. */

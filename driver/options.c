@@ -6,8 +6,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { LEAST_TENSOR_BF16 = 80 }; /* the first architecture that multiplies bf16 and TF32 */
-
 typedef enum OptionKind {
     TAKES_NOTHING, /* sets a bool */
     TAKES_TEXT,
@@ -403,7 +401,7 @@ bool options_parse(Options *options, const Command *command, int argc, char **ar
         return false;
     }
     bool cuda = options->device == DEVICE_CUDA;
-    bool old = cuda && options->architecture && options->architecture < LEAST_TENSOR_BF16;
+    bool old = cuda && options->architecture && options->architecture < CUDA_LEAST_BF16;
     options->request.no_bf16 = cuda ? old : !products_have_bf16();
     options->request.no_tf32 = !cuda || old;
     options->argument_count = argc;

@@ -123,7 +123,9 @@ static bool session_open(Session *session, Compilation *compilation, const Progr
     INTERNAL_CHECK(session->micro_batches * session->rows == compilation->recipe.batch);
     allocate_arguments(session);
     session->mapping = mapping_load(options->request->path, session->arena, diagnostics);
-    if (session->mapping && options->their_names && mapping_is_empty(session->mapping)) {
+    bool writes = !for_evaluation; /* reading takes either names */
+    if (session->mapping && writes && options->their_names &&
+        mapping_is_empty(session->mapping)) {
         help(error_in_file(diagnostics, options->request->path,
                            "`--names hf`: no text says which names those are"),
              "it stands beside the model, as `llama.map` beside `llama.cola`");

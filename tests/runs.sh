@@ -84,6 +84,10 @@ train checked --steps 2 --check-nan --device interpreter || fail "--check-nan st
 cp "$work/texts/models/m.cola" "$work/texts/models/unmapped.cola"
 "$COLAC" train "$work/texts/models/unmapped.cola" $small --steps 1 --names hf --data "$work/data" --out "$work/unmapped" >"$work/out" 2>&1
 [ $? -eq 1 ] && grep -q 'unmapped.cola:1:1: error: `--names hf`' "$work/out" || fail "--names hf without a mapping: $(cat "$work/out")"
+# reading is another matter: a run from before that was asked is evaluated
+"$COLAC" train "$work/texts/models/unmapped.cola" $small --steps 1 --data "$work/data" --out "$work/unmapped" >"$work/out" 2>&1 &&
+    sed -i 's/"names": "own"/"names": "hf"/' "$work/unmapped/run.json" &&
+    "$COLAC" eval "$work/unmapped" --data "$work/data" >"$work/out" 2>&1 || fail "eval of own names: $(cat "$work/out")"
 # minus infinity in a table is no mistake, whatever a kernel has beside its pointers
 cat >"$work/minus.cola" <<'END'
 use "std.cola"
