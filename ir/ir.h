@@ -372,7 +372,7 @@ const char *stage_name(Stage stage);
  *   layout    every state and every computed node has an order
  *   fuse      every computed node has a group, except maps that are computed again by each group
  *             that reads them; no group is empty; groups are acyclic; stored values have a group
- *             and an order
+ *             and an order; what another group reads is stored
  *   schedule  no group reads from a later one
  *   memory    stored values, and only they, have offsets, and end within the arena */
 const char *ir_verify(const Module *module, Stage stage);

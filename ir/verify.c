@@ -376,6 +376,32 @@ static const char *verify_group_order(const Function *function, Stage stage) {
     return NULL;
 }
 
+/* The group that a value can be read in, where it is computed there and not stored; else -1, and
+ * -2 for a value that reads from two.  What has no group is a part of each that reads it. */
+static int32_t only_group(const Function *function, NodeId id, const int32_t *only) {
+    const Node *node = &function->nodes.data[id];
+    int32_t group = node->placement.group;
+    for (int i = 0; i < node->input_count; i++) {
+        int32_t operand = only[node->inputs[i]];
+        if (operand >= 0 && group >= 0 && operand != group)
+            return -2;
+        if (operand >= 0)
+            group = operand;
+    }
+    return node->placement.stored ? -1 : group;
+}
+
+static const char *verify_group_reads(const Function *function) {
+    int32_t *only = checked_alloc((size_t)function->nodes.count * sizeof *only);
+    NodeId id = 0;
+    while (id < function->nodes.count && (only[id] = only_group(function, id, only)) != -2)
+        id++;
+    free(only);
+    REQUIRE_OF_NODE(function, id, id == function->nodes.count,
+                    "reads what another group computes and does not store");
+    return NULL;
+}
+
 static const char *verify_groups(const Function *function, Stage stage) {
     const Module *module = function->module;
     REQUIRE(module, stage >= STAGE_FUSE || !function->groups.count,
@@ -398,6 +424,7 @@ static const char *verify_groups(const Function *function, Stage stage) {
                 "function %s: group %lld: its axes are not lists of distinct axes",
                 function->name, (long long)i);
     }
+    TRY(verify_group_reads(function));
     return verify_group_order(function, stage);
 }
 

@@ -855,8 +855,13 @@ static void no_group_fault(Module *m) {
 static void group_range_fault(Module *m) {
     node_of(m, 7)->placement.group = 4;
 }
+static void not_stored_fault(Module *m) {
+    node_of(m, 4)->placement.group = 3;
+}
 static void cycle_fault(Module *m) {
     node_of(m, 4)->placement.group = 3;
+    node_of(m, 4)->placement.stored = true;
+    node_of(m, 4)->placement.offset = 0;
 }
 static void late_fault(Module *m) {
     node_of(m, 8)->placement.group = 2;
@@ -938,6 +943,7 @@ static void planted_faults_are_found(void **state) {
         {no_order_fault, "node %4 (cast): no memory order"},
         {no_group_fault, "node %10 (dot): no group computes it"},
         {group_range_fault, "its group is out of range"},
+        {not_stored_fault, "node %7 (mul): reads what another group computes"},
         {cycle_fault, "groups wait for each other in a cycle"},
         {late_fault, "a group runs before one that it reads from"},
         {empty_group_fault, "group 4 computes nothing"},
