@@ -23,7 +23,9 @@
  *   - where the rungs may all be planned (small_ladder), the first that fits is taken: none that
  *     is cheaper fits.  Else *posts*, rungs at even distances, are tried from cheap to dear;
  *     between the first that fits and the one before it, halving finds a rung that fits after
- *     one that does not; last, a few rungs below it are tried. */
+ *     one that does not; last, a few rungs below it are tried.  The rungs before the last one
+ *     are tried as well: the last computes everything again, and where that work is what takes
+ *     most memory, keeping a little of the block that is done last takes less. */
 #include "passes/passes.h"
 
 #include <time.h>
@@ -235,11 +237,9 @@ static int64_t scan(Ladder *ladder, int64_t begin, int64_t end) {
     return -1;
 }
 
-/* The number of a rung that fits; -1. */
-static int64_t search(Ladder *ladder) {
+/* Between posts; the number of a rung that fits, -1. */
+static int64_t search_posts(Ladder *ladder) {
     int64_t rungs = ladder->rungs.count, posts = trials_allowed(ladder) * 5 / 8;
-    if (small_ladder(ladder))
-        return scan(ladder, 0, rungs);
     int64_t low = -1, high = -1, first = 0;
     for (int64_t i = 0; i < posts && high < 0; i++) {
         int64_t post = i * (rungs - 1) / (posts - 1);
@@ -260,6 +260,16 @@ static int64_t search(Ladder *ladder) {
     }
     int64_t below = scan(ladder, high - WINDOW > first ? high - WINDOW : first, high);
     return below >= 0 ? below : high;
+}
+
+/* The number of a rung that fits; -1. */
+static int64_t search(Ladder *ladder) {
+    int64_t rungs = ladder->rungs.count;
+    if (small_ladder(ladder))
+        return scan(ladder, 0, rungs);
+    int64_t found = search_posts(ladder), end = found >= 0 ? found : rungs;
+    int64_t before_last = scan(ladder, rungs - 1 - WINDOW, end);
+    return before_last >= 0 ? before_last : found;
 }
 
 static int64_t least_planned(const Ladder *ladder) {
@@ -340,6 +350,11 @@ static void refuse(Ladder *ladder) {
                 bytes_text(table.peak - arena_bytes, states));
         note_live_values(error, module, arena);
     }
+    if (!small_ladder(ladder))
+        note_at(error, (Span){0},
+                "that is the least of %lld placements that were planned; others may take a "
+                "little less",
+                (long long)ladder->planned);
     if (ladder->rungs.count <= 1)
         note_at(error, compilation->memory->span,
                 "there is nothing to choose: no block holds a value that could be kept or "

@@ -19,7 +19,8 @@ enum { MAX_POINTS = 48 };     /* with those between */
 enum { FEW_INSTANCES = 4 };   /* so many make steps of a corner to the next too coarse */
 enum { LARGEST_CUT = 30000 }; /* nodes of a pattern; beyond, three points are made by rule */
 enum { MAX_CANDIDATES_OF_ALL = 12 };
-static const double least_price = 1.0 / 4096; /* FLOPs a byte: less than any op takes */
+static const double least_price =
+    1.0 / 4096; /* FLOPs a byte: less than any op with FLOPs takes */
 
 /* A pattern's nodes by number, and what follows from them. */
 typedef struct Cone {
@@ -439,12 +440,30 @@ static void make_all_subsets(Pricing *p) {
 
 /* ---- points of all patterns --------------------------------------------------------------- */
 
+/* Point 0 keeps everything, though others may take no more FLOPs (a gather takes none) and fewer
+ * bytes; those follow, without what is point 0 again or is no better. */
+static void list_points(Pricing *p, BlockPattern *pattern, const KeepPoint *everything,
+                        bool all) {
+    pattern->points =
+        arena_alloc_array(p->arena, (size_t)p->points.count + 1, sizeof *pattern->points);
+    pattern->points[0] = *everything;
+    pattern->point_count = 1;
+    for (int64_t i = 0; i < p->points.count; i++) {
+        const KeepPoint *point = &p->points.data[i];
+        bool known =
+            all ? memcmp(point->kept, everything->kept, (size_t)p->cone->count) == 0
+                : point->flops <= everything->flops && point->bytes >= everything->bytes;
+        if (!known)
+            pattern->points[pattern->point_count++] = *point;
+    }
+}
+
 static void find_points(Pricing *p, BlockPattern *pattern, bool all) {
     KeepPoint everything = {.kept = arena_alloc(p->arena, (size_t)p->cone->count)};
     memset(everything.kept, true, (size_t)p->cone->count);
     price(p->cone, &everything, p->needed);
     if (all) {
-        make_all_subsets(p); /* everything is one of them */
+        make_all_subsets(p);
     } else if (pattern->node_count > LARGEST_CUT) {
         make_plain_points(p);
     } else {
@@ -454,13 +473,7 @@ static void find_points(Pricing *p, BlockPattern *pattern, bool all) {
             walk_between(p, p->points.data[i], p->points.data[i + 1]);
         keep_undominated(&p->points);
     }
-    const KeepPoint *first = &p->points.data[0];
-    bool add = !all && (first->flops > everything.flops || first->bytes < everything.bytes);
-    pattern->point_count = p->points.count + add;
-    pattern->points =
-        arena_alloc_array(p->arena, (size_t)pattern->point_count, sizeof(KeepPoint));
-    pattern->points[0] = everything;
-    memcpy(pattern->points + add, p->points.data, (size_t)p->points.count * sizeof(KeepPoint));
+    list_points(p, pattern, &everything, all);
 }
 
 static void price_pattern(Survey *s, BlockPattern *pattern, const Cone *cone, bool all) {

@@ -195,7 +195,8 @@ typedef struct BlockPattern {
     NodeId **nodes; /* by instance, in forward order: those needed by its backward part, ascending */
     ScopeId *scopes;
     int64_t candidate_count; /* nodes that can be kept */
-    int64_t point_count;     /* flops ascend, bytes descend, unless all subsets are points */
+    int64_t point_count;     /* point 0 keeps all; then flops ascend and, unless all subsets are
+                                points, bytes descend */
     KeepPoint *points;
 } BlockPattern;
 typedef struct BlockPatterns {

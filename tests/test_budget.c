@@ -487,6 +487,30 @@ static const char layers_text[] =
     "}\n"
     "plan p { }\n";
 
+/* The block that looks up can make its largest value again for no FLOPs. */
+static const char lookup_text[] =
+    "use \"std.cola\"\n"
+    "dim B = 256, V = 11, D = 16, F = 128\n"
+    "block look(tokens: int[B] below V) -> [B,D] {\n"
+    "    param table: [V -> F] ~ normal(0.1)\n"
+    "    param down: [F -> D] ~ normal(0.1)\n"
+    "    return dot(table[tokens], down; F)\n"
+    "}\n"
+    "block part(x: [B,D]) -> [B,D] {\n"
+    "    param up: [D -> F] ~ normal(0.1)\n"
+    "    param down: [F -> D] ~ normal(0.1)\n"
+    "    return x + dot(dot(x, up; D), down; F)\n"
+    "}\n"
+    "model lookup {\n"
+    "    input token: int[B] below V\n"
+    "    input target: int[B] below V next 1\n"
+    "    param head: [D -> V] ~ normal(0.1)\n"
+    "    x = look(token)\n"
+    "    for i in 2 { x = part(x) }\n"
+    "    minimize mean(cross_entropy(dot(x, head; D), target; V))\n"
+    "}\n"
+    "plan p { }\n";
+
 /* The largest excess of FLOPs over the least, as a share of a step, over bounds that lie
  * everywhere between the least peak and the largest. */
 static double measure_excess(const Case *c, bool thin, bool *exhaustive) {
@@ -538,6 +562,18 @@ static void whole_ladders_have_no_excess(void **state) {
         assert_true(exhaustive);
         assert_true(excess == 0);
     }
+    unlink(path);
+}
+
+static void what_costs_no_flops_is_made_again(void **state) {
+    (void)state;
+    char path[PATH_SIZE];
+    write_text(lookup_text, path);
+    Case c = {path, "p", "", {{"B", "512"}}, 1};
+    bool exhaustive;
+    double excess = measure_excess(&c, false, &exhaustive);
+    assert_true(exhaustive);
+    assert_true(excess == 0);
     unlink(path);
 }
 
@@ -634,6 +670,7 @@ int main(void) {
         cmocka_unit_test(sizes_that_no_memory_holds),
         cmocka_unit_test(closures_are_least),
         cmocka_unit_test(whole_ladders_have_no_excess),
+        cmocka_unit_test(what_costs_no_flops_is_made_again),
         cmocka_unit_test(partial_ladders_have_little),
         cmocka_unit_test(directives_are_obeyed),
         cmocka_unit_test(long_blocks_take_seconds),
