@@ -75,7 +75,10 @@ static ReportClass class_of(const Compilation *compilation, const Directive *d) 
     case DIRECTIVE_MEMORY:
         return d == compilation->memory ? CLASS_EXACT : CLASS_UNUSED;
     case DIRECTIVE_PRECISION:
-        return d == compilation->precision_directive ? CLASS_TOLERANT : CLASS_UNUSED;
+        if (d != compilation->precision_directive)
+            return CLASS_UNUSED;
+        return compilation->precision != TYPE_F32 || compilation->tf32 ? CLASS_TOLERANT
+                                                                       : CLASS_EXACT;
     default:
         return CLASS_UNUSED; /* until something that reads it is found */
     }

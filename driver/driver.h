@@ -128,12 +128,16 @@ bool figures_fit(const Figures *figures, const Card *card); /* the peak, in its 
 double figures_products(const Figures *figures); /* FLOPs a token of all products */
 /* Elements of all weights; *low_rank (or NULL) grows by those of factorized blocks. */
 int64_t module_parameters(const Module *module, int64_t *low_rank);
+/* Parameters, FLOPs a token and memory: what rows of check, plan and sweep have in common. */
+struct json_t *figures_json(const Figures *figures);
 /* The object of `check --json`; with a plan's name and what is predicted, of `plan --json`. */
 void print_figures_json(const Figures *figures, const char *plan);
 /* FILE, preset P, plan Q, … */
 void print_heading(const Request *request, const Compilation *compilation);
 /* One object, a line; it is gone then. */
 void print_json_object(struct json_t *object);
+/* A string from outside: bytes above 127 become `?` where the whole is not UTF-8. */
+struct json_t *json_text(const char *text);
 const char *scaled_text(double number, char buffer[32]); /* 24.18 M */
 
 /* ---- directives.c -------------------------------------------------------------------------- */

@@ -122,27 +122,38 @@ void print_json_object(json_t *object) {
     json_decref(object);
 }
 
-void print_figures_json(const Figures *figures, const char *plan) {
+json_t *json_text(const char *text) {
+    Arena *arena = arena_new();
+    json_t *string = json_string(json_path(text, arena));
+    arena_free(arena);
+    return string;
+}
+
+json_t *figures_json(const Figures *figures) {
     const FlopTable *flops = &figures->flops;
     const MemoryTable *memory = &figures->memory;
+    json_t *object = json_pack(
+        "{s:I, s:I, s:{s:f, s:f, s:f, s:f, s:f}, s:{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}}",
+        "params", (json_int_t)figures->parameters, "params_low_rank",
+        (json_int_t)figures->low_rank, "flops_per_token", "forward", flops->forward, "backward",
+        flops->backward, "recompute", flops->recompute, "head", flops->head, "executed",
+        flops->executed, "memory", "weights", (json_int_t)memory->weights, "gradients",
+        (json_int_t)memory->gradients, "optimizer", (json_int_t)memory->optimizer, "copies",
+        (json_int_t)memory->copies, "tables", (json_int_t)memory->tables, "kept_activations",
+        (json_int_t)memory->kept_activations, "workspace", (json_int_t)memory->workspace,
+        "peak", (json_int_t)memory->peak);
+    INTERNAL_CHECK(object);
+    return object;
+}
+
+void print_figures_json(const Figures *figures, const char *plan) {
     json_t *object = json_object();
     if (plan)
-        json_object_set_new(object, "plan", json_string(plan));
-    json_object_update_new(
-        object,
-        json_pack("{s:I, s:I, s:{s:f, s:f, s:f, s:f, s:f}, s:{s:I, s:I, s:I, s:I, s:I, s:I, "
-                  "s:I, s:I}, s:i, s:i, s:i, s:i}",
-                  "params", (json_int_t)figures->parameters, "params_low_rank",
-                  (json_int_t)figures->low_rank, "flops_per_token", "forward", flops->forward,
-                  "backward", flops->backward, "recompute", flops->recompute, "head",
-                  flops->head, "executed", flops->executed, "memory", "weights",
-                  (json_int_t)memory->weights, "gradients", (json_int_t)memory->gradients,
-                  "optimizer", (json_int_t)memory->optimizer, "copies",
-                  (json_int_t)memory->copies, "tables", (json_int_t)memory->tables,
-                  "kept_activations", (json_int_t)memory->kept_activations, "workspace",
-                  (json_int_t)memory->workspace, "peak", (json_int_t)memory->peak, "kernels",
-                  figures->kernels, "dots", figures->dots, "copies", figures->copies, "zeroes",
-                  figures->zeroes));
+        json_object_set_new(object, "plan", json_text(plan));
+    json_object_update_new(object, figures_json(figures));
+    json_object_update_new(object, json_pack("{s:i, s:i, s:i, s:i}", "kernels",
+                                             figures->kernels, "dots", figures->dots, "copies",
+                                             figures->copies, "zeroes", figures->zeroes));
     if (figures->predicted > 0)
         json_object_set_new(object, "predicted_step_s", json_real(figures->predicted));
     if (figures->card_count) {

@@ -93,10 +93,10 @@ static void print_place(const ValueRow *row, Arena *arena) {
 
 static void print_row_json(const char *plan, const char *kind, const ValueRow *row,
                            Arena *arena) {
-    print_json_object(json_pack("{s:s, s:s, s:s, s:s, s:b, s:I, s:I, s:f}", "kind", kind,
-                                "plan", plan, "value", value_row_path(row, arena), "place",
-                                json_path(place_text(row->span, arena), arena), "named",
-                                row->named, "values", (json_int_t)row->values, "bytes",
+    print_json_object(json_pack("{s:s, s:o, s:s, s:s, s:b, s:I, s:I, s:f}", "kind", kind,
+                                "plan", json_text(plan), "value", value_row_path(row, arena),
+                                "place", json_path(place_text(row->span, arena), arena),
+                                "named", row->named, "values", (json_int_t)row->values, "bytes",
                                 (json_int_t)row->bytes, "flops", row->flops));
 }
 
@@ -222,8 +222,8 @@ static void explain_budget(const Options *options, const Compiled *compiled) {
     double tokens = (double)(compilation->sequences * compilation->positions);
     if (options->json) {
         print_json_object(json_pack(
-            "{s:s, s:s, s:I, s:I, s:f, s:I, s:I, s:I, s:I, s:b, s:b}", "kind", "budget", "plan",
-            options->request.plan, "bound", (json_int_t)budget->bound, "peak",
+            "{s:s, s:o, s:I, s:I, s:f, s:I, s:I, s:I, s:I, s:b, s:b}", "kind", "budget", "plan",
+            json_text(options->request.plan), "bound", (json_int_t)budget->bound, "peak",
             (json_int_t)budget->peak, "added_flops_per_token", budget->added_flops / tokens,
             "rungs", (json_int_t)budget->rungs, "planned", (json_int_t)budget->planned,
             "candidates", (json_int_t)budget->candidates, "points", (json_int_t)budget->points,
@@ -390,7 +390,7 @@ static void print_foot(const Table *table) {
 
 static void print_failed(const Table *table, const char *name, bool json) {
     if (json)
-        print_json_object(json_pack("{s:s, s:b}", "plan", name, "refused", 1));
+        print_json_object(json_pack("{s:o, s:b}", "plan", json_text(name), "refused", 1));
     else
         printf("  %-*s is refused: see the diagnostics\n", table->name_width, name);
 }

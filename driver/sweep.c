@@ -239,20 +239,7 @@ static void set_failure(Sweep *sweep, json_t *row, const Diagnostics *diagnostic
 
 static void set_plan(json_t *row, const Compiled *compiled, const Options *options) {
     Figures figures = figures_of(compiled, options);
-    const FlopTable *flops = &figures.flops;
-    const MemoryTable *memory = &figures.memory;
-    json_t *more = json_pack(
-        "{s:I, s:I, s:{s:f, s:f, s:f, s:f, s:f}, s:{s:I, s:I, s:I, s:I, s:I, s:I, s:I}}",
-        "params", (json_int_t)figures.parameters, "params_low_rank",
-        (json_int_t)figures.low_rank, "flops_per_token", "forward", flops->forward, "backward",
-        flops->backward, "recompute", flops->recompute, "head", flops->head, "executed",
-        flops->executed, "memory", "weights", (json_int_t)memory->weights, "gradients",
-        (json_int_t)memory->gradients, "optimizer", (json_int_t)memory->optimizer, "tables",
-        (json_int_t)memory->tables, "kept_activations", (json_int_t)memory->kept_activations,
-        "workspace", (json_int_t)memory->workspace, "peak", (json_int_t)memory->peak);
-    INTERNAL_CHECK(more);
-    json_object_update(row, more);
-    json_decref(more);
+    json_object_update_new(row, figures_json(&figures));
 }
 
 /* The time of a step, before any has run. */
@@ -283,7 +270,7 @@ static void set_training(json_t *row, const TrainReport *report) {
 
 /* ---- rows of an earlier sweep ------------------------------------------------------- */
 
-/* Everything that a trained row depends on. */
+/* Everything that a trained row depends on, its seconds and bytes too (of threads, which are set). */
 static char *key_of(const Sweep *sweep, const Combination *c, const Compiled *compiled,
                     uint64_t seed) {
     const Options *options = sweep->options;
@@ -299,6 +286,8 @@ static char *key_of(const Sweep *sweep, const Combination *c, const Compiled *co
         text_printf(&asked, "%s=%s\n", c->defines[i].name, c->defines[i].value);
     text_printf(&asked, "%" PRIu64 " %" PRId64 " %d %d %016" PRIx64, seed, options->steps,
                 (int)options->order, (int)options->device, sweep->data_hash);
+    text_printf(&asked, " %d %d %d %d", options->no_fuse, options->no_reuse,
+                options->keep_gradients, omp_get_max_threads());
     char *key =
         arena_printf(sweep->arena, "%016" PRIx64, hash_bytes(asked.data, asked.length, 0));
     text_free(&asked);

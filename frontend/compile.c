@@ -230,22 +230,6 @@ static void expand_model(Expander *x, const Item *model, int errors) {
 
 /* ---- what must hold of the result ------------------------------------------------ */
 
-/* Marks `nodes[id]` and all it is computed from.  Ids are topological. */
-static void mark_inputs(const Function *function, unsigned char *marked) {
-    for (int64_t id = function->nodes.count - 1; id >= 0; id--)
-        if (marked[id])
-            for (int i = 0; i < function->nodes.data[id].input_count; i++)
-                marked[function->nodes.data[id].inputs[i]] = 1;
-}
-
-unsigned char *live_nodes(const Function *function) {
-    unsigned char *live = checked_alloc((size_t)function->nodes.count + 1);
-    for (int64_t i = 0; i < function->writes.count; i++)
-        live[function->writes.data[i].value] = 1;
-    mark_inputs(function, live);
-    return live;
-}
-
 static const State *weight_read(const Expander *x, NodeId id) {
     const Node *node = node_at(x->function, id);
     if (node->op != OP_STATE)
@@ -257,8 +241,8 @@ static const State *weight_read(const Expander *x, NodeId id) {
 /* The gradient is that of the sum over the weights: these must not move with the parameters. */
 static void check_weight_sum(Expander *x) {
     int64_t count = x->function->nodes.count;
-    unsigned char *marked = checked_alloc((size_t)count + 1);
-    marked[x->weight_sum] = 1;
+    bool *marked = checked_alloc((size_t)count + 1);
+    marked[x->weight_sum] = true;
     mark_inputs(x->function, marked);
     for (NodeId id = 0; id < count; id++) {
         const State *state = marked[id] ? weight_read(x, id) : NULL;

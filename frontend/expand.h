@@ -335,6 +335,9 @@ bool check_selector(Expander *x, const Selector *selector, DimTable *table,
 /* ---- plan.c -------------------------------------------------------------------------- */
 typedef ARRAY(const char *) Paths;
 void declare_plan(Expander *x); /* its chain, dims, presets and `set` */
+/* A dim of a plan or recipe.  One that a base declared is replaced, with all that was said of
+ * it. */
+void declare_own(Expander *x, DimTable *table, const Directive *d, const char *owner);
 /* After expansion, in this order: which weights are replaced; scopes, kept values, the rest. */
 void check_factorizes(Expander *x);
 void check_other_directives(Expander *x);
@@ -343,8 +346,6 @@ void settle_precision(Compilation *c, const Request *request); /* after these */
 void weight_paths(const Expander *x, Paths *paths);
 /* Paths of the parameters that factorize will make (or, values: of the values it names). */
 void factorized_paths(Expander *x, bool values, Paths *paths);
-/* Marks what reaches a write; one byte a node, to be freed. */
-unsigned char *live_nodes(const Function *function);
 
 /* ---- recipe.c ------------------------------------------------------------------------ */
 void declare_recipe(Expander *x); /* chain, dims, presets */

@@ -3,14 +3,14 @@
  * on the factorize pass's behalf. */
 #include "frontend/expand.h"
 
+#include <math.h>
+
 #include <stdlib.h>
 #include <string.h>
 
 /* ---- dims, presets, set ---------------------------------------------------------- */
 
-/* A dim of a plan or recipe.  One that a base declared is replaced, with all that was said of
- * it. */
-static void declare_own(Expander *x, DimTable *table, const Directive *d, const char *owner) {
+void declare_own(Expander *x, DimTable *table, const Directive *d, const char *owner) {
     Dim *dim = arena_alloc(x->arena, sizeof *dim);
     *dim = *dim_new(x, d->name.text, d->name.span);
     dim->owner = owner;
@@ -120,7 +120,7 @@ static Uses find_uses(const Expander *x) {
     size_t states = (size_t)x->module->states.count + 1;
     Uses uses = {checked_alloc(states * sizeof(int)), checked_alloc(states * sizeof(NodeId)),
                  checked_alloc(states * sizeof(NodeId))};
-    unsigned char *live = live_nodes(x->function);
+    bool *live = live_nodes(x->function);
     for (NodeId id = 0; id < x->function->nodes.count; id++) {
         const Node *node = node_at(x->function, id);
         for (int i = 0; i < node->input_count && live[id]; i++) {
@@ -562,6 +562,8 @@ static void check_memory(Expander *x, const Directive *d) {
     Number number = evaluate(x, d->value, &x->plan_dims);
     if (number.kind == NUMBER_POISON)
         return;
+    if (number.kind == NUMBER_REAL && number.real >= 1 && number.real < 9007199254740992.0)
+        number.real = floor(number.real); /* 1.3 GiB is no whole number of bytes */
     if (number.kind == NUMBER_BOOL || !number_whole(number, &bytes) || bytes < 1) {
         Frame frame = frame_begin(NULL, NULL, &x->plan_dims);
         Diagnostic *said =

@@ -123,14 +123,8 @@ static void collect_uses(Expander *x) {
 static void declare_recipe_item(Expander *x, const Item *item) {
     const char *owner = arena_printf(x->arena, "recipe `%s`", item->name.text);
     for (const Directive *d = item->directives; d; d = d->next)
-        if (d->kind == DIRECTIVE_DIM || d->kind == DIRECTIVE_FLAG) {
-            Dim *dim = dim_new(x, d->name.text, d->name.span);
-            dim->owner = owner;
-            dim->is_flag = d->kind == DIRECTIVE_FLAG;
-            dim->value = d->value;
-            dim->home = &x->recipe_dims;
-            table_add(x, &x->recipe_dims, dim);
-        }
+        if (d->kind == DIRECTIVE_DIM || d->kind == DIRECTIVE_FLAG)
+            declare_own(x, &x->recipe_dims, d, owner);
     for (const Directive *d = item->directives; d; d = d->next) {
         if (d->kind == DIRECTIVE_SET)
             apply_setting(x, d->name, d->value, SET_PLAN, item->name.text, true);

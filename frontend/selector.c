@@ -323,6 +323,28 @@ static void complain_no_match(Matcher *m, const Selector *selector, Span span,
     explain_no_match(m, d, selector, paths, count, what);
 }
 
+/* Is the lower end of every range the first?  Complains where it is not. */
+static bool ranges_ascend(Matcher *m, const SelectorPart *part) {
+    bool fine = true;
+    int64_t low, high;
+    for (; part; part = part->next) {
+        for (const PartIndex *bracket = part->indices; bracket; bracket = bracket->next)
+            for (const IndexRange *range = bracket->ranges; range; range = range->next) {
+                if (!range->high || !range_bounds(m, range, &low, &high) || low <= high)
+                    continue;
+                Span span = span_join(range->low->span, range->high->span);
+                fine = false;
+                help(complain(m->x, NULL, span,
+                              "%s holds no index: it goes from %" PRId64 " to %" PRId64,
+                              excerpt(m->x, span), low, high),
+                     "the lower index comes first");
+            }
+        for (const Selector *choice = part->choices; choice; choice = choice->next)
+            fine &= ranges_ascend(m, choice->parts);
+    }
+    return fine;
+}
+
 /* Both ends of a range must be there. */
 static bool check_range(Matcher *m, const Selector *selector, const IndexRange *range,
                         const char *const *paths, int64_t count, const char *what) {
@@ -364,6 +386,8 @@ bool check_selector(Expander *x, const Selector *selector, DimTable *table,
                     const char *const *paths, int64_t count, const char *what) {
     Matcher m = {.x = x, .table = table};
     int errors = error_count(x);
+    if (!ranges_ascend(&m, selector->parts) || error_count(x) > errors)
+        return false;
     if (!matches_any(&m, selector, paths, count)) {
         if (error_count(x) == errors) /* else an index has no value */
             complain_no_match(&m, selector, selector->span, paths, count, what);

@@ -1047,6 +1047,24 @@ NodeId build_scatter_add(Builder *b, NodeId index, NodeId value, AxisId to,
     return build(b, OP_SCATTER_ADD, TYPE_F32, attr, (NodeId[]){index, value}, 2);
 }
 
+/* ---- what is live ---------------------------------------------------------------------- */
+
+void mark_inputs(const Function *function, bool *marked) {
+    for (int64_t id = function->nodes.count - 1; id >= 0; id--) {
+        const Node *node = &function->nodes.data[id];
+        for (int i = 0; i < node->input_count && marked[id]; i++)
+            marked[node->inputs[i]] = true; /* ids are topological: one sweep is enough */
+    }
+}
+
+bool *live_nodes(const Function *function) {
+    bool *live = checked_alloc((size_t)function->nodes.count + 1);
+    for (int64_t i = 0; i < function->writes.count; i++)
+        live[function->writes.data[i].value] = true;
+    mark_inputs(function, live);
+    return live;
+}
+
 /* ---- rebuilding ---------------------------------------------------------------------- */
 
 Rebuild rebuild_begin(Module *module, const Function *old) {
@@ -1097,22 +1115,6 @@ NodeId rebuild_copy(Rebuild *r, NodeId id) {
     return r->map[id];
 }
 
-/* Marks what the writes reach; ids are topological, so one sweep backward is enough. */
-static int64_t mark_live(const Function *function, bool *live) {
-    for (int64_t i = 0; i < function->writes.count; i++)
-        live[function->writes.data[i].value] = true;
-    int64_t count = 0;
-    for (int64_t id = function->nodes.count - 1; id >= 0; id--) {
-        if (!live[id])
-            continue;
-        count++;
-        const Node *node = &function->nodes.data[id];
-        for (int i = 0; i < node->input_count; i++)
-            live[node->inputs[i]] = true;
-    }
-    return count;
-}
-
 static void reset_interned(Function *function) {
     InternTable *table = function->interned;
     for (int64_t i = 0; i < table->capacity; i++)
@@ -1161,9 +1163,8 @@ static void compact(Function *function, const bool *live) {
 
 /* Drops nodes that reach no write. */
 static void drop_dead(Function *function) {
-    int64_t count = function->nodes.count;
-    bool *live = checked_alloc((size_t)count * sizeof *live);
-    if (mark_live(function, live) < count)
+    bool *live = live_nodes(function);
+    if (function->nodes.count && memchr(live, false, (size_t)function->nodes.count))
         compact(function, live);
     free(live);
 }

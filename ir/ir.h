@@ -261,6 +261,10 @@ Function *module_function(Module *module, const char *name, int scalar_count,
 Function *module_find_function(const Module *module, const char *name); /* NULL */
 /* The number of the runtime scalar of that name; one that is new comes after the others. */
 int64_t function_scalar(Function *function, const char *name);
+/* Marks all that marked nodes are computed from. */
+void mark_inputs(const Function *function, bool *marked);
+/* By node: does it reach a write?  To be freed. */
+bool *live_nodes(const Function *function);
 int64_t module_bytes(const Module *module); /* the compiler's own memory for it */
 
 Type type_of(DataType dtype, const AxisId *axes, int rank); /* sorts; axes must be distinct */

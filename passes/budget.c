@@ -309,7 +309,8 @@ static void note_live_values(Diagnostic *error, const Module *module, Arena *are
     value_table_free(table);
 }
 
-static void advise(Diagnostic *error, const Module *module, int64_t peak) {
+/* `in_micro`: the peak is one of `micro`, which shrinks with the micro-batch. */
+static void advise(Diagnostic *error, const Module *module, int64_t peak, bool in_micro) {
     char size[64];
     if (peak >= 1 << 20)
         snprintf(size, sizeof size, "%lld MiB", (long long)((peak >> 20) + 1));
@@ -317,7 +318,7 @@ static void advise(Diagnostic *error, const Module *module, int64_t peak) {
         snprintf(size, sizeof size, "%lld", (long long)peak);
     const Input *input = module->inputs.count ? &module->inputs.data[0] : NULL;
     const char *samples =
-        input && input->axis_count ? module->axes.data[input->axes[0]].name : NULL;
+        in_micro && input && input->axis_count ? module->axes.data[input->axes[0]].name : NULL;
     if (samples)
         help(error, "allow `memory %s`, or make micro-batches smaller (`%s`)", size, samples);
     else
@@ -359,7 +360,9 @@ static void refuse(Ladder *ladder) {
         note_at(error, compilation->memory->span,
                 "there is nothing to choose: no block holds a value that could be kept or "
                 "computed again, or directives speak of all");
-    advise(error, ladder->context->module, least->peak);
+    const Function *largest = module ? largest_function(module) : NULL;
+    advise(error, ladder->context->module, least->peak,
+           !largest || strcmp(largest->name, "micro") == 0);
     module_free(module);
     arena_free(arena);
 }

@@ -3,8 +3,7 @@
  * needs   a graph with a function `micro`
  * gives   for every node, whether it lies in a cluster (passes.h says what that is)
  * example s = dot(q, k; K) : [B,J,G,S,T], p = softmax(s; T), dot(p, v; T): the pair (S, T)
- * comes
- *         from two activations and ends in a reduction and a dot with one: s, p and what is
+ *         comes from two activations and ends in a reduction and a dot with one: s, p and what is
  *         between them are an interior.  F in dot(h, down; F) ends in a weight: h is none.
  *
  * From every dot, for every pair of axes that it brings together, the set is flooded in both

@@ -5,8 +5,9 @@
  *   gives   dot(x, W; inputs of W) replaced by the block's value; the block's parameters in the
  *           place of W among the states
  *   plan    `factorize SELECTOR with BLOCK(arguments)`; a later directive wins over an earlier
- * one example q = dot(x, wq; D) under `factorize **.wq with cola(R)` becomes q =
- * dot(silu(dot(x, wq.A; D)), wq.B; R)
+ *           one
+ *   example q = dot(x, wq; D) under `factorize **.wq with cola(R)`
+ *           becomes q = dot(silu(dot(x, wq.A; D)), wq.B; R)
  *
  * The block's text is the front end's (expand_factorized); here it is put where it goes. */
 #include "passes/passes.h"
@@ -40,10 +41,12 @@ static void choose_directives(Factorization *f) {
     }
 }
 
+/* What nothing reads is no use: the front end has not taken it away. */
 static void find_uses(Factorization *f) {
+    bool *live = live_nodes(f->micro);
     for (int64_t id = 0; id < f->micro->nodes.count; id++) {
         const Node *node = &f->micro->nodes.data[id];
-        for (int i = 0; i < node->input_count; i++) {
+        for (int i = 0; i < node->input_count && live[id]; i++) {
             const Node *read = node_at(f->micro, node->inputs[i]);
             if (read->op != OP_STATE)
                 continue;
@@ -53,6 +56,7 @@ static void find_uses(Factorization *f) {
             replacement->product = (NodeId)id;
         }
     }
+    free(live);
 }
 
 static NodeId other_operand(const Replacement *replacement, const Node *product) {
@@ -111,13 +115,15 @@ static bool replace_product(Factorization *f, Rebuild *r, NodeId id, StateId wei
     return true;
 }
 
-/* The weight whose product the node is and gives up; -1. */
+/* The weight whose product the node is and gives up; -1.  (Dead products are copied, and dropped
+ * when the rebuilding ends.) */
 static StateId replaced_weight(const Factorization *f, NodeId id) {
     const Node *node = node_at(f->micro, id);
     for (int i = 0; node->op == OP_DOT && i < 2; i++) {
         const Node *read = node_at(f->micro, node->inputs[i]);
         if (read->op == OP_STATE && read->attr.integer < f->state_count &&
-            f->replacements[read->attr.integer].by)
+            f->replacements[read->attr.integer].by &&
+            f->replacements[read->attr.integer].product == id)
             return (StateId)read->attr.integer;
     }
     return -1;

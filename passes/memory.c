@@ -137,6 +137,15 @@ const Function *largest_function(const Module *module) {
     return largest && largest->arena_bytes > 0 ? largest : NULL;
 }
 
+/* What the backward part finds in memory; `function` may be NULL: 0. */
+static int64_t kept_bytes(const Function *function, Arena *arena) {
+    ValueLife *lives;
+    int64_t count = function ? value_lives(function, arena, &lives) : 0, kept = 0;
+    for (int64_t k = 0; k < count; k++)
+        kept += lives[k].kept ? lives[k].bytes : 0;
+    return kept;
+}
+
 MemoryTable memory_table(const Module *module) {
     MemoryTable table = {0};
     int64_t *const rows[] = {
@@ -150,15 +159,12 @@ MemoryTable memory_table(const Module *module) {
         *row = add_or_stay(*row, slab_bytes(&slabs.data[i]));
     }
     arena_free(scratch);
-    const Function *function = largest_function(module);
-    if (function) {
+    const Function *largest = largest_function(module);
+    if (largest) {
         Arena *arena = arena_new();
-        ValueLife *lives;
-        int64_t count = value_lives(function, arena, &lives);
-        table.arena = function->arena_bytes;
-        table.lower_bound = largest_of(function, live_bytes(function, arena));
-        for (int64_t k = 0; k < count; k++)
-            table.kept_activations += lives[k].kept ? lives[k].bytes : 0;
+        table.arena = largest->arena_bytes;
+        table.lower_bound = largest_of(largest, live_bytes(largest, arena));
+        table.kept_activations = kept_bytes(module_find_function(module, "micro"), arena);
         arena_free(arena);
     }
     table.workspace = table.arena - table.kept_activations;

@@ -492,7 +492,8 @@ typedef struct SlabList {
 SlabList module_slabs(const Module *module, bool with_windows, Arena *arena);
 int slab_index(const SlabList *list, Role role, int number);
 int64_t slab_bytes(const Slab *slab); /* INT64_MAX where they are more */
-/* Bytes by class, of one training step. */
+/* Bytes by class, of one training step.  Kept are values of `micro`; the arena is the largest of
+ * all functions', with a recipe's matrices perhaps the update's; workspace is its rest. */
 typedef struct MemoryTable { /* lower_bound: no arena can be smaller with this order */
     int64_t weights, gradients, optimizer, tables, kept_activations, workspace, arena, peak;
     int64_t copies;      /* of weights, in bf16 */

@@ -306,4 +306,65 @@ done
 "$COLAC" plan "$work/columns.cola" --device cuda >"$work/out" 2>&1 || fail 'eight sums of columns on a card:' "$work/out"
 "$COLAC" plan "$work/none.cola" >"$work/out" 2>&1
 [ $? -eq 1 ] && grep -q 'none.cola:1:1: error: there is no plan' "$work/out" || fail 'a file without a plan:' "$work/out"
+
+# What an update's matrices take does not stand in the way of what is kept.
+cat >"$work/tries.cola" <<TEXT
+use "$PWD/$llama"
+recipe matrices {
+    optimizer muon() on layer[*].{attn,ffn}.*; adamw()
+    batch B
+}
+recipe ten {
+    dim N = 10
+    steps N
+}
+recipe twenty extends ten { dim N = 20 }
+plan falling { factorize layer[3..1, 2].attn.wq with cola(8) }
+plan falls { factorize layer[3..1].attn.wq with cola(8) }
+plan part { memory 1.3 GiB }
+plan rounded { precision bf16 }
+plan whole extends rounded { precision f32 }
+TEXT
+tries() { # COMMAND options…
+    command=$1
+    shift
+    "$COLAC" "$command" "$work/tries.cola" --preset nano -D B=1 -D S=16 "$@" >"$work/out" 2>&1
+}
+tries plan --plan full --recipe matrices --explain || fail 'a recipe with matrices is not explained:' "$work/out"
+in_sum=$(sed -n 's/^    in sum \([0-9,]*\) B.*/\1/p' "$work/out" | head -n 1 | tr -d ,)
+tries check --plan full --recipe matrices --json
+same 'kept beside a large update' "$(key kept_activations <"$work/out" | head -n 1)" "$in_sum"
+for plan in falling falls; do
+    tries check --plan $plan && fail "$plan: a range that holds nothing is taken"
+    grep -q 'error: `3..1` holds no index' "$work/out" || fail "$plan:" "$work/out"
+done
+tries check --plan part || fail 'memory 1.3 GiB:' "$work/out"
+tries check --recipe twenty || fail 'a recipe declares a dim of its base again:' "$work/out"
+tries check --plan whole
+grep -A1 ' precision f32' "$work/out" | grep -q 'exact: the same bits' || fail 'precision f32 rounds:' "$work/out"
+tries check --plan rounded
+grep -A1 ' precision bf16' "$work/out" | grep -q 'tolerant' || fail 'precision bf16 is exact:' "$work/out"
+# Names that are not UTF-8 are no reason to end.
+tries plan --no-predict --json --plan "$(printf 'full,\377')"
+[ $? -eq 1 ] && grep -q '^{"plan":"?","refused":true}' "$work/out" || fail 'a plan that is no text:' "$work/out"
+# A product that nobody reads is no use of its weight.
+cat >"$work/unread.cola" <<'TEXT'
+use "std.cola"
+dim B = 8, D = 8, F = 16, V = 4
+block mlp(x: [B,D]) -> [B,D] {
+    param up: [D -> F] ~ normal(0.1)
+    param down: [F -> D] ~ normal(0.1)
+    unread = dot(2 * x, up; D)
+    return dot(silu(dot(x, up; D)), down; F)
+}
+model m {
+    input token: int[B] below V
+    param embed: [V -> D] ~ normal(1)
+    y = mlp(embed[token])
+    minimize mean(y * y)
+}
+plan p { factorize mlp.up with cola(4) }
+TEXT
+"$COLAC" check "$work/unread.cola" --plan p --json >"$work/out" 2>&1 && [ "$(key params_low_rank <"$work/out" | head -n 1)" = 96 ] ||
+    fail 'a weight that an unread value reads too is not replaced:' "$work/out"
 exit $failed

@@ -57,7 +57,7 @@ same_as_check() { # LABEL options…: each number that both print
     shift
     "$COLAC" check "$model" $small --json "$@" >"$work/check.log" || fail "check $*"
     for key in params params_low_rank forward backward recompute head executed weights gradients optimizer \
-               kept_activations workspace peak; do
+               copies kept_activations workspace peak; do
         a=$(field "$line" $key) b=$(field "$(cat "$work/check.log")" $key)
         awk -v a="$a" -v b="$b" 'BEGIN { exit !(a != "" && b != "" && a + 0 == b + 0) }' ||
             fail "$key of $*: sweep says $a, check $b"
@@ -121,6 +121,9 @@ anew seed --seed 3
 anew steps --steps 5
 anew order --order sequential
 anew recipe -D lr=2e-3
+anew memory --no-reuse
+anew fusion --no-fuse
+anew gradients --keep-gradients
 head -c 30000 "$work/text" >"$work/less"
 "$COLAC" data pack "$work/less" -o "$work/other" >/dev/null
 anew data --data "$work/other"
