@@ -45,24 +45,21 @@ static const Node *at(const Clusters *c, NodeId id) {
     return &c->function->nodes.data[id];
 }
 
+/* Where both became one axis, by a merge, there is no pair. */
 static bool carries(Type type, Pair pair) {
-    return type_has(type, pair.a) && type_has(type, pair.b);
+    return pair.a != pair.b && type_has(type, pair.a) && type_has(type, pair.b);
 }
 
-static AxisId renamed(const Attr *attr, bool forward, AxisId axis) {
-    const AxisId *from = forward ? attr->from : attr->to, *to = forward ? attr->to : attr->from;
-    int count = forward ? attr->from_count : attr->to_count;
-    for (int i = 0; i < count; i++)
-        if (from[i] == axis)
-            return to[0];
+static bool renames(const Node *node) {
+    return op_is_view(node->op) && node->op != OP_PICK;
+}
+
+/* What a view makes of its operand's axis: of what it splits, the first part. */
+static AxisId renamed(const Node *node, AxisId axis) {
+    for (int i = 0; renames(node) && i < node->attr.from_count; i++)
+        if (node->attr.from[i] == axis)
+            return node->attr.to[0];
     return axis;
-}
-
-/* The pair as the other side of a view names it; elsewhere names are the same. */
-static Pair across(const Node *view, bool forward, Pair pair) {
-    if (!op_is_view(view->op) || view->op == OP_PICK)
-        return pair;
-    return (Pair){renamed(&view->attr, forward, pair.a), renamed(&view->attr, forward, pair.b)};
 }
 
 static void index_users(Clusters *c, Arena *arena) {
@@ -142,21 +139,33 @@ static bool leaves(Clusters *c, NodeId node, NodeId user) {
     return c->sampled[other];
 }
 
+/* Every pair of the operand's that this one is there: of a merged axis, each part. */
+static bool spread_below(Clusters *c, Visit visit, NodeId operand) {
+    const Node *node = at(c, visit.node);
+    Type type = at(c, operand)->type;
+    bool carried = false;
+    for (int i = 0; i < type.rank; i++)
+        for (int k = 0; k < type.rank; k++) {
+            Pair below = {type.axes[i], type.axes[k]};
+            if (i == k || renamed(node, below.a) != visit.pair.a ||
+                renamed(node, below.b) != visit.pair.b)
+                continue;
+            carried = true;
+            if (c->forward[operand] && c->sampled[operand])
+                reach(c, operand, below);
+        }
+    return carried;
+}
+
 static bool spread(Clusters *c, Visit visit) {
     const Node *node = at(c, visit.node);
-    Pair below = across(node, false, visit.pair);
     bool made = node->op == OP_DOT;
-    for (int i = 0; i < node->input_count; i++) {
-        if (!carries(at(c, node->inputs[i])->type, below))
-            continue;
-        made = false;
-        if (c->forward[node->inputs[i]] && c->sampled[node->inputs[i]])
-            reach(c, node->inputs[i], below);
-    }
+    for (int i = 0; i < node->input_count; i++)
+        made &= !spread_below(c, visit, node->inputs[i]);
     c->from_activations |= made && makes_from_activations(c, node, visit.pair);
     for (int64_t i = c->user_start[visit.node]; i < c->user_start[visit.node + 1]; i++) {
         NodeId user = c->users[i];
-        Pair above = across(at(c, user), true, visit.pair);
+        Pair above = {renamed(at(c, user), visit.pair.a), renamed(at(c, user), visit.pair.b)};
         if (carries(at(c, user)->type, above))
             reach(c, user, above);
         else if (!leaves(c, visit.node, user))

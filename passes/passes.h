@@ -142,7 +142,7 @@ NodeId build_squares_sum(Builder *b, NodeId value, const AxisId *first, int coun
 /* ---- clusters.c ----------------------------------------------------------------------------
  * A cluster is a maximal connected set of values of `micro`'s forward part that depend on the
  * samples and carry a pair of axes (a, b), where the pair is made by dots and leaves through
- * dots and reductions only, and
+ * dots and reductions only (not through a merge of both into one), and
  *   - no value of it goes into a dot with a weight that sums a or b: what a weight takes in is a
  *     layer's value, which users name and keep; and
  *   - it is made by a dot of two values that both depend on the samples (scores: T with S), or it

@@ -313,7 +313,7 @@ static AxisId through_view(const Node *view, AxisId axis, bool upwards) {
 }
 
 static bool has_pair(const Sets *s, NodeId id, AxisId a, AxisId b) {
-    return type_has(node_at(s->function, id)->type, a) &&
+    return a != b && type_has(node_at(s->function, id)->type, a) &&
            type_has(node_at(s->function, id)->type, b);
 }
 
