@@ -149,13 +149,6 @@ static Layer *layer_of(Layers *layers, const char *path) {
     return &layers->layers.data[at];
 }
 
-static NodeId below_views(const Function *function, NodeId id) {
-    while (id >= 0 &&
-           (node_is_view(node_at(function, id)) || node_at(function, id)->op == OP_CAST))
-        id = node_at(function, id)->inputs[0];
-    return id;
-}
-
 /* The weight that a product is of, as operand, as what it is the adjoint of, or by where its
  * result is written (`written`, by node); NULL where it is of none. */
 static const char *weight_of_product(const Function *function, const StateId *written,
@@ -164,7 +157,7 @@ static const char *weight_of_product(const Function *function, const StateId *wr
     const NodeId candidates[] = {node->inputs[0], node->inputs[1], node->adjoint_of};
     StateId state = written[dot];
     for (int i = 0; i < COUNT_OF(candidates) && state < 0; i++) {
-        NodeId id = below_views(function, candidates[i]);
+        NodeId id = candidates[i] >= 0 ? below_views(function, candidates[i]) : -1;
         if (id >= 0 && node_at(function, id)->op == OP_STATE)
             state = (StateId)node_at(function, id)->attr.integer;
     }

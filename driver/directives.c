@@ -303,8 +303,9 @@ static void print_line(const Line *line, const Exchange *exchange, bool json, Ar
         printf("    %s  %s\n      %s", place, text_string(&text),
                report_class_name(line->report_class));
         if (exchange && exchange->weights)
-            printf(": %lld weights of %s parameters become %s", (long long)exchange->weights,
-                   with_commas(exchange->before, before), with_commas(exchange->after, after));
+            printf(": %lld weight%s of %s parameters become%s %s", (long long)exchange->weights,
+                   exchange->weights == 1 ? "" : "s", with_commas(exchange->before, before),
+                   exchange->weights == 1 ? "s" : "", with_commas(exchange->after, after));
         else if (exchange)
             printf(": later directives replace all its weights");
         else if (line->report_class == CLASS_EXACT)

@@ -123,6 +123,7 @@ typedef struct Figures {
     double on_card[MAX_CARDS];    /* seconds of a training step, which nobody has measured */
     int kernels, dots, copies, zeroes; /* steps of a micro-batch and an update; memory set to 0 */
 } Figures;
+NodeId below_views(const Function *function, NodeId id); /* what it is a view, expand or cast of */
 Figures figures_of(const Compiled *compiled, const Options *options);
 bool figures_fit(const Figures *figures, const Card *card); /* the peak, in its memory */
 double figures_products(const Figures *figures); /* FLOPs a token of all products */

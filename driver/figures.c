@@ -5,7 +5,7 @@
 
 /* ---- products between two values ------------------------------------------------------ */
 
-static NodeId below_views(const Function *function, NodeId id) {
+NodeId below_views(const Function *function, NodeId id) {
     while (node_is_view(node_at(function, id)) || node_at(function, id)->op == OP_CAST)
         id = node_at(function, id)->inputs[0];
     return id;

@@ -347,12 +347,6 @@ static void add_keepable(Keepables *k, const char *path, Keepable kind) {
         array_push(&k->values, path);
 }
 
-static bool scope_is_within(const Module *module, ScopeId inner, ScopeId outer) {
-    while (inner > outer) /* a scope comes after the one around it */
-        inner = module->scopes.data[inner].parent;
-    return inner == outer;
-}
-
 static Keepable keepable_within(const Expander *x, const Keepables *k, ScopeId instance,
                                 NodeId value) {
     const Node *node = node_at(x->function, value);

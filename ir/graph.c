@@ -85,6 +85,12 @@ static void print_state_key(Text *key, const char *path, Role role, int number) 
     text_printf(key, "%d %d %s", (int)role, number, path);
 }
 
+bool scope_is_within(const Module *module, ScopeId inner, ScopeId outer) {
+    while (inner > outer) /* a scope comes after the one around it */
+        inner = module->scopes.data[inner].parent;
+    return inner == outer;
+}
+
 StateId module_state(Module *module, State state) {
     Text key = {0};
     print_state_key(&key, state.path, state.role, state.number);

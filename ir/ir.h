@@ -251,6 +251,7 @@ Module *module_copy(const Module *module);
  * used.  size must be in [1, MAX_ELEMENTS]. */
 AxisId module_axis(Module *module, const char *name, int64_t size, Span declared);
 ScopeId module_scope(Module *module, ScopeId parent, const char *path, const char *block, Span call);
+bool scope_is_within(const Module *module, ScopeId inner, ScopeId outer); /* or the same */
 StateId module_state(Module *module, State state); /* copies; path is interned */
 StateId module_find_state(const Module *module, const char *path, Role role, int number); /* -1 */
 /* Forgets the marked ones of the first `count` states, which nothing live reads or writes; the

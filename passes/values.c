@@ -15,12 +15,6 @@ struct ValueNames {
     int64_t *best;   /* by node: which of the function's names; -1 */
 };
 
-static bool is_within(const Module *module, ScopeId scope, ScopeId outer) {
-    while (scope > outer) /* a scope comes after the one around it */
-        scope = module->scopes.data[scope].parent;
-    return scope == outer;
-}
-
 enum { RANK_NONE = 9 };
 /* How well a name says what the value is: less is better. */
 static int name_rank(const ValueNames *names, const NamedValue *value, NodeId memory) {
@@ -28,7 +22,7 @@ static int name_rank(const ValueNames *names, const NamedValue *value, NodeId me
     bool out = !strcmp(value->name, "out");
     if (value->scope == owner && !out)
         return value->node == memory ? 0 : 1;
-    if (!is_within(names->function->module, value->scope, owner))
+    if (!scope_is_within(names->function->module, value->scope, owner))
         return 3; /* what it is called further out */
     return out ? 2 : 4 /* an input of a block inside */;
 }

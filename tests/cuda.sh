@@ -28,7 +28,8 @@ cat >"$work/plans.cola" <<'END'
 use "std.cola"
 plan full { }
 plan budget { memory 5.5 MiB }
-plan whole { memory 59 MiB }
+plan whole_f32 { memory 59 MiB }
+plan whole_bf16 { memory 63 MiB } # copies of weights in bf16, of 5 MiB, come in
 plan fast { precision tf32 }
 END
 
@@ -96,7 +97,7 @@ if [ "${COLAC_FUZZ:-0}" -ge 100000 ]; then
         for plan in full cola cola_m cola_lean; do
             same "whole nano, $plan, $precision" seed=1 --plan $plan --precision $precision
         done
-        same "whole nano, a budget, $precision" seed=2 --plan "$work/plans.cola:whole" --precision $precision
+        same "whole nano, a budget, $precision" seed=2 --plan "$work/plans.cola:whole_$precision" --precision $precision
     done
 fi
 model=$small
