@@ -1170,7 +1170,7 @@ static void compact(Function *function, const bool *live) {
 /* Drops nodes that reach no write. */
 static void drop_dead(Function *function) {
     bool *live = live_nodes(function);
-    if (function->nodes.count && memchr(live, false, (size_t)function->nodes.count))
+    if (function->nodes.count && memchr(live, 0, (size_t)function->nodes.count))
         compact(function, live);
     free(live);
 }
