@@ -19,8 +19,7 @@ enum { MAX_POINTS = 48 };     /* with those between */
 enum { FEW_INSTANCES = 4 };   /* so many make steps of a corner to the next too coarse */
 enum { LARGEST_CUT = 30000 }; /* nodes of a pattern; beyond, three points are made by rule */
 enum { MAX_CANDIDATES_OF_ALL = 12 };
-static const double least_price =
-    1.0 / 4096; /* FLOPs a byte: less than any op with FLOPs takes */
+static const double least_price = 1.0 / 4096; /* FLOPs a byte: less than ops with FLOPs take */
 
 /* A pattern's nodes by number, and what follows from them. */
 typedef struct Cone {
