@@ -200,25 +200,24 @@ static void set_integer(json_t *row, const char *key, int64_t value) {
 }
 
 /* As JSON holds it: a number where the text is one. */
-static json_t *value_json(const char *text, Arena *arena) {
+static json_t *value_json(const char *text) {
     char *end;
     errno = 0;
     long long integer = strtoll(text, &end, 10);
     if (!*end && !errno)
         return json_integer(integer);
     double real = strtod(text, &end);
-    return !*end && isfinite(real) ? json_real(real) : json_string(json_path(text, arena));
+    return !*end && isfinite(real) ? json_real(real) : json_text(text);
 }
 
 static json_t *row_new(Sweep *sweep, const Combination *c, uint64_t seed) {
     json_t *row = json_object(), *over = json_object();
-    json_object_set_new(row, "label", json_string(json_path(c->label, sweep->arena)));
-    json_object_set_new(row, "plan",
-                        c->plan ? json_string(json_path(c->plan, sweep->arena)) : json_null());
+    json_object_set_new(row, "label", json_text(c->label));
+    json_object_set_new(row, "plan", c->plan ? json_text(c->plan) : json_null());
     for (int i = 0; i < sweep->table.choice_count; i++)
         if (c->values[i])
             json_object_set_new(over, json_path(sweep->table.choices[i].name, sweep->arena),
-                                value_json(c->values[i], sweep->arena));
+                                value_json(c->values[i]));
     json_object_set_new(row, "over", over);
     if (sweep->options->data)
         set_integer(row, "seed", (int64_t)seed);
@@ -233,7 +232,7 @@ static void set_failure(Sweep *sweep, json_t *row, const Diagnostics *diagnostic
     char *message = first_error(diagnostics, sweep->arena);
     message[strcspn(message, "\n")] = 0;
     set_status(row, "failed");
-    json_object_set_new(row, "error", json_string(json_path(message, sweep->arena)));
+    json_object_set_new(row, "error", json_text(message));
     sweep->failed = true;
 }
 

@@ -322,6 +322,7 @@ recipe twenty extends ten { dim N = 20 }
 plan falling { factorize layer[3..1, 2].attn.wq with cola(8) }
 plan falls { factorize layer[3..1].attn.wq with cola(8) }
 plan part { memory 1.3 GiB }
+plan tight { memory 20 KiB }
 plan rounded { precision bf16 }
 plan whole extends rounded { precision f32 }
 TEXT
@@ -334,6 +335,10 @@ tries plan --plan full --recipe matrices --explain || fail 'a recipe with matric
 in_sum=$(sed -n 's/^    in sum \([0-9,]*\) B.*/\1/p' "$work/out" | head -n 1 | tr -d ,)
 tries check --plan full --recipe matrices --json
 same 'kept beside a large update' "$(key kept_activations <"$work/out" | head -n 1)" "$in_sum"
+tries check --plan tight --recipe matrices && fail 'memory 20 KiB is enough'
+grep -q 'help: allow `memory [0-9]* MiB`$' "$work/out" || fail 'fewer sequences do not make an update smaller:' "$work/out"
+tries check --plan tight
+grep -q 'help: allow `memory [0-9]* MiB`, or make micro-batches smaller (`B`)$' "$work/out" || fail 'a micro-batch that is too large:' "$work/out"
 for plan in falling falls; do
     tries check --plan $plan && fail "$plan: a range that holds nothing is taken"
     grep -q 'error: `3..1` holds no index' "$work/out" || fail "$plan:" "$work/out"
