@@ -376,27 +376,31 @@ static const char *verify_group_order(const Function *function, Stage stage) {
     return NULL;
 }
 
-/* The group that a value can be read in, where it is computed there and not stored; else -1, and
- * -2 for a value that reads from two.  What has no group is a part of each that reads it. */
-static int32_t only_group(const Function *function, NodeId id, const int32_t *only) {
+/* Where a value can be read: a group's number, or */
+enum { IN_ALL_GROUPS = -1, IN_NO_GROUP = -2 };
+
+/* What a group computes and does not store is read in that group alone; what has no group is a
+ * part of each that reads it, so it can be read where all its operands can. */
+static int32_t readable_in(const Function *function, NodeId id, const int32_t *readable) {
     const Node *node = &function->nodes.data[id];
     int32_t group = node->placement.group;
     for (int i = 0; i < node->input_count; i++) {
-        int32_t operand = only[node->inputs[i]];
+        int32_t operand = readable[node->inputs[i]];
         if (operand >= 0 && group >= 0 && operand != group)
-            return -2;
+            return IN_NO_GROUP;
         if (operand >= 0)
             group = operand;
     }
-    return node->placement.stored ? -1 : group;
+    return node->placement.stored || group < 0 ? IN_ALL_GROUPS : group;
 }
 
 static const char *verify_group_reads(const Function *function) {
-    int32_t *only = checked_alloc((size_t)function->nodes.count * sizeof *only);
+    int32_t *readable = checked_alloc((size_t)function->nodes.count * sizeof *readable);
     NodeId id = 0;
-    while (id < function->nodes.count && (only[id] = only_group(function, id, only)) != -2)
-        id++;
-    free(only);
+    for (; id < function->nodes.count; id++)
+        if ((readable[id] = readable_in(function, id, readable)) == IN_NO_GROUP)
+            break;
+    free(readable);
     REQUIRE_OF_NODE(function, id, id == function->nodes.count,
                     "reads what another group computes and does not store");
     return NULL;
